@@ -1,0 +1,54 @@
+package holdfast
+
+import "time"
+
+// Severity orders events by how soon somebody should look.
+type Severity uint8
+
+const (
+	Info Severity = iota
+	Warning
+	Alarm
+)
+
+func (s Severity) String() string { return [...]string{"info", "warning", "alarm"}[min(s, Alarm)] }
+
+// MarshalText implements encoding.TextMarshaler.
+func (s Severity) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// EventType names what happened. Part of the API: append only.
+type EventType string
+
+const (
+	EventSetCommitted    EventType = "set-committed"
+	EventSetDeleted      EventType = "set-deleted"
+	EventRunFinished     EventType = "run-finished"
+	EventHostOnline      EventType = "host-online"
+	EventHostOffline     EventType = "host-offline"
+	EventHostEnrolled    EventType = "host-enrolled"
+	EventRefused         EventType = "connection-refused" // a peer was turned away at the door
+	EventChunkCorrupt    EventType = "chunk-corrupt"
+	EventPoolNearFull    EventType = "pool-near-full"
+	EventCollected       EventType = "pool-collected"
+	EventContainerSealed EventType = "container-sealed"
+	EventMediaNeeded     EventType = "media-needed"
+)
+
+// An Event is a noteworthy fact. Engines do not log or print: they hand events to a Listener.
+type Event struct {
+	Time     time.Time         `json:"time"` // set by the listener where it is zero
+	Type     EventType         `json:"type"`
+	Severity Severity          `json:"severity"`
+	Text     string            `json:"text"`             // one sentence for a person
+	Fields   map[string]string `json:"fields,omitempty"` // names and ids for a program
+}
+
+// A Listener receives events; it must return quickly and be safe for concurrent use. The nil Listener drops them.
+type Listener func(Event)
+
+// Emit hands e to the listener, if there is one.
+func (l Listener) Emit(e Event) {
+	if l != nil {
+		l(e)
+	}
+}
