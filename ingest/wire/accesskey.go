@@ -31,14 +31,14 @@ const (
 // accessKeyText is Crockford's alphabet: no I, L, O, U, so that a key survives being read aloud.
 var accessKeyText = base32.NewEncoding("0123456789ABCDEFGHJKMNPQRSTVWXYZ").WithPadding(base32.NoPadding)
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+var accessKeyCRC = crc32.MakeTable(crc32.Castagnoli)
 
 // FormatAccessKey returns the printable form of a one-time access key: the secret that proves the right to enrol and the
 // fingerprint of the CA that the agent is to trust.
 func FormatAccessKey(secret AccessSecret, ca Fingerprint) string {
 	b := make([]byte, 0, accessKeyBytes)
 	b = append(append(b, secret[:]...), ca[:]...)
-	b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+	b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, accessKeyCRC))
 	return accessKeyPrefix + accessKeyText.EncodeToString(b)
 }
 
@@ -69,7 +69,7 @@ func ParseAccessKey(s string) (AccessSecret, Fingerprint, error) {
 		return secret, ca, holdfast.Errorf(holdfast.Invalid, op, "the access key is incomplete or has a wrong character").Advise(hint)
 	}
 	n := len(b) - 4
-	if crc32.Checksum(b[:n], castagnoli) != binary.LittleEndian.Uint32(b[n:]) {
+	if crc32.Checksum(b[:n], accessKeyCRC) != binary.LittleEndian.Uint32(b[n:]) {
 		return secret, ca, holdfast.Errorf(holdfast.Invalid, op, "the access key has a typing error").Advise(hint)
 	}
 	copy(secret[:], b)

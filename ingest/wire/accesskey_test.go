@@ -7,7 +7,7 @@ import (
 	"github.com/holdfast-backup/holdfast"
 )
 
-func testKey() (AccessSecret, Fingerprint) {
+func testAccessKey() (AccessSecret, Fingerprint) {
 	var s AccessSecret
 	var f Fingerprint
 	for i := range s {
@@ -20,7 +20,7 @@ func testKey() (AccessSecret, Fingerprint) {
 }
 
 func TestAccessKeySurvivesHowPeopleCopyIt(t *testing.T) {
-	s, f := testKey()
+	s, f := testAccessKey()
 	key := FormatAccessKey(s, f)
 	for name, form := range map[string]string{
 		"as printed": key,
@@ -36,7 +36,7 @@ func TestAccessKeySurvivesHowPeopleCopyIt(t *testing.T) {
 }
 
 func TestAccessKeyWithAnyOneWrongCharacterIsRefused(t *testing.T) {
-	key := FormatAccessKey(testKey())
+	key := FormatAccessKey(testAccessKey())
 	for i := range key {
 		c := byte('7')
 		if key[i] == c {
@@ -63,7 +63,7 @@ func TestAccessKeyWithAnyOneWrongCharacterIsRefused(t *testing.T) {
 
 // FuzzAccessKey checks that whatever parses is the one key that formats to the same characters.
 func FuzzAccessKey(f *testing.F) {
-	f.Add(FormatAccessKey(testKey()))
+	f.Add(FormatAccessKey(testAccessKey()))
 	f.Fuzz(func(t *testing.T, s string) {
 		secret, ca, err := ParseAccessKey(s)
 		if err != nil {
