@@ -1,0 +1,39 @@
+# Holdfast. `make test` is everything a change must pass; it installs what it needs.
+GO ?= go
+FUZZTIME ?= 20s
+
+.PHONY: build test vet unit race e2e fuzz windows soak bench demo deps clean
+
+build: ; CGO_ENABLED=0 $(GO) build -o bin/ ./cmd/...
+
+test: deps vet windows unit race e2e fuzz
+
+deps: ; @scripts/deps.sh test
+
+vet:
+	@test -z "$$(gofmt -l .)" || { echo "gofmt these:"; gofmt -l .; exit 1; }
+	$(GO) vet ./...
+
+windows:
+	GOOS=windows $(GO) vet ./...
+	GOOS=windows $(GO) build -o /dev/null ./cmd/holdfast-agent
+
+# The end-to-end tests run real programs for minutes and have a step of their own.
+unit: ; $(GO) test -timeout 15m $$($(GO) list ./... | grep -v /cmd/e2e)
+
+# The packages that share memory between goroutines, under the race detector.
+RACE = ./ingest/... ./agent ./agent/transport ./agent/restore ./pools/memory ./pools/dedup ./catalog ./kv ./nbd ./appliance/...
+race: ; $(GO) test -race -short -timeout 15m $(RACE)
+
+e2e: deps ; $(GO) test -timeout 30m -v -count 1 ./cmd/e2e
+
+fuzz: ; scripts/fuzz.sh $(FUZZTIME)
+
+# Long campaigns with bounded counts; see docs/operate/soak.md.
+soak: deps ; HOLDFAST_SOAK=10 $(GO) test -timeout 12h -v -count 1 ./...
+
+bench: ; @scripts/deps.sh bench; $(GO) run ./bench/run
+
+demo: ; $(GO) run ./cmd/holdfast demo
+
+clean: ; rm -rf bin bench/out
