@@ -1,6 +1,8 @@
 package wire
 
 import (
+	"strings"
+
 	"github.com/holdfast-backup/holdfast"
 )
 
@@ -13,7 +15,8 @@ const (
 	TypeWelcome Type = 2 // accepter → dialer: the version chosen, where to go on
 	TypeAck     Type = 3 // either: highest sequence number consumed
 	TypePing    Type = 4 // either, when idle
-	TypeRefuse  Type = 5 // accepter → dialer instead of Welcome: a Failure, then close
+	TypeRefuse  Type = 5 // either, instead of Welcome or at any later time: a Failure, then close; the link is over
+	TypeClose   Type = 6 // either: everything it sent is acknowledged and it reads no more; the link is over
 )
 
 // Messages. Each is ordered, acknowledged and replayed over a broken connection.
@@ -40,11 +43,31 @@ const (
 )
 
 // A Message is one unit of the data protocol. Channel is the disk's index in the manifest for messages about a disk, else 0.
-// Body is one of the structs below, by Type (Put carries a *holdfast.Group, Parcel a *holdfast.Parcel); nil for empty messages.
+// Body is one of the structs below, by value, by Type (Start and Commit carry a holdfast.Manifest, Put a *holdfast.Group, Parcel a
+// *holdfast.Parcel, OpenSet a Begin, Fail a Failure); nil for empty messages.
+//
+// The body of a received message may lie in a pooled buffer: it is the receiver's until Release.
 type Message struct {
 	Type    Type
 	Channel uint16
 	Body    any
+
+	f *frame // what Body lies in; nil for messages that were not received
+}
+
+// Release gives the buffers of a received message back; Body must not be used after it. It is called at most once over all copies
+// of the message, from any goroutine. A message that is never released is left to the garbage collector.
+func (m *Message) Release() {
+	f := m.f
+	m.f = nil
+	if p, ok := m.Body.(*holdfast.Parcel); ok {
+		p.Release() // a parcel owns its frame, so that it can be handed on alone
+		return
+	}
+	if f != nil {
+		m.Body = nil
+		f.free()
+	}
 }
 
 type (
@@ -116,9 +139,21 @@ func (f Failure) AsError() *holdfast.Error {
 	return &holdfast.Error{Kind: f.Kind, Hint: f.Hint, Err: textError(f.Message)}
 }
 
-// FailureOf makes an error fit to travel.
+// FailureOf makes an error fit to travel: valid text of a bounded length.
 func FailureOf(err error) Failure {
-	return Failure{Kind: holdfast.KindOf(err), Message: err.Error(), Hint: holdfast.HintOf(err)}
+	return Failure{Kind: holdfast.KindOf(err), Message: clip(err.Error()), Hint: clip(holdfast.HintOf(err))}
+}
+
+// maxText bounds each text of a Failure, in bytes. JSON may need six bytes for one; appendFailure clips further where it must.
+const maxText = 1 << 10
+
+func clip(s string) string { return clipTo(s, maxText) }
+
+func clipTo(s string, n int) string {
+	if len(s) > n {
+		s = s[:n-len("…")] + "…"
+	}
+	return strings.ToValidUTF8(s, "")
 }
 
 type textError string
