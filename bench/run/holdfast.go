@@ -1,0 +1,284 @@
+//go:build linux
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// holdfast runs the whole product: daemon, agent, lab host and CLI, each a process of its own, over TLS on loopback.
+type holdfast struct {
+	bin, dir      string
+	daemon, agent *exec.Cmd
+	clients       cost              // CPU and peak memory of the CLI runs of one step
+	ids           map[string]string // step → set id
+}
+
+func (h *holdfast) path(name string) string { return filepath.Join(h.dir, name) }
+
+func (h *holdfast) start(dir string) error {
+	h.dir, h.ids = dir+".site", map[string]string{}
+	_ = os.RemoveAll(h.dir)
+	if err := os.MkdirAll(h.path("lab"), 0o755); err != nil {
+		return err
+	}
+	h.daemon = exec.Command(filepath.Join(h.bin, "holdfastd"), "--data", h.path("data"), "--listen", "127.0.0.1:0")
+	addr, err := startUntil(h.daemon, "ready ")
+	if err != nil {
+		return err
+	}
+	_, addr, _ = strings.Cut(addr, "https://")
+	addr = strings.Trim(strings.Fields(addr)[0], "/")
+	if _, err := h.cli("pool", "create", "main", "--kind", "dedup", "--path", filepath.Join(dir, "pool")); err != nil {
+		return err
+	}
+	out, err := h.cli("host", "enroll", "bench", "--json")
+	if err != nil {
+		return err
+	}
+	var key struct {
+		Key string `json:"key"`
+	}
+	if err := json.Unmarshal(out, &key); err != nil {
+		return err
+	}
+	if _, err := h.agentCmd("enroll", "--data", h.path("agent"), "--server", addr, "--key", key.Key); err != nil {
+		return err
+	}
+	h.agent = exec.Command(filepath.Join(h.bin, "holdfast-agent"), "run", "--data", h.path("agent"), "--lab", h.path("lab"))
+	h.agent.Stderr = io.Discard
+	return h.agent.Start()
+}
+
+// startUntil starts a command and returns the first line of its output with the prefix.
+func startUntil(cmd *exec.Cmd, prefix string) (string, error) {
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return "", err
+	}
+	if err := cmd.Start(); err != nil {
+		return "", err
+	}
+	sc := bufio.NewScanner(out)
+	for sc.Scan() {
+		if strings.HasPrefix(sc.Text(), prefix) {
+			go func() { _, _ = io.Copy(io.Discard, out) }()
+			return sc.Text(), nil
+		}
+	}
+	return "", fmt.Errorf("%v ended without a %q line", cmd.Args, prefix)
+}
+
+func (h *holdfast) stop() {
+	for _, p := range []*exec.Cmd{h.agent, h.daemon} {
+		if p != nil && p.Process != nil {
+			_ = p.Process.Signal(os.Interrupt)
+			_ = p.Wait()
+		}
+	}
+	_ = os.RemoveAll(h.dir)
+}
+
+func (h *holdfast) cli(args ...string) ([]byte, error) {
+	cmd := exec.Command(filepath.Join(h.bin, "holdfast"), append([]string{"--data", h.path("data")}, args...)...)
+	var errOut bytes.Buffer
+	cmd.Stderr = &errOut
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("%v: %w\n%s%s", cmd.Args, err, out, errOut.Bytes())
+	}
+	h.clients.CPU += (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds()
+	h.clients.RSS = max(h.clients.RSS, rusageRSS(cmd))
+	return out, nil
+}
+
+func (h *holdfast) agentCmd(args ...string) ([]byte, error) {
+	out, err := exec.Command(filepath.Join(h.bin, "holdfast-agent"), args...).CombinedOutput()
+	if err != nil {
+		return nil, fmt.Errorf("holdfast-agent %v: %w\n%s", args, err, out)
+	}
+	return out, nil
+}
+
+// step measures one CLI command: its own account and that of daemon and agent meanwhile.
+func (h *holdfast) step(args ...string) (cost, error) {
+	dropCaches()
+	h.clients = cost{}
+	pids := []int{h.daemon.Process.Pid, h.agent.Process.Pid}
+	var cpu0 float64
+	for _, pid := range pids {
+		cpu0 += cpuSeconds(pid)
+		resetPeak(pid)
+	}
+	start := time.Now()
+	if _, err := h.cli(args...); err != nil {
+		return cost{}, err
+	}
+	c := cost{Wall: time.Since(start).Seconds(), CPU: h.clients.CPU - cpu0, RSS: h.clients.RSS}
+	for _, pid := range pids {
+		c.CPU += cpuSeconds(pid)
+		c.RSS += peakRSS(pid)
+	}
+	return c, nil
+}
+
+// put makes the lab VM's disk equal to the image: created the first time, replaced by a new VM folder otherwise.
+func (h *holdfast) put(vm, image string) error {
+	vhdx := h.path(vm + ".vhdx")
+	if out, err := exec.Command("qemu-img", "convert", "-f", "raw", "-O", "vhdx", "-o", "subformat=dynamic", image, vhdx).CombinedOutput(); err != nil {
+		return fmt.Errorf("qemu-img: %w\n%s", err, out)
+	}
+	defer os.Remove(vhdx)
+	if _, err := h.agentCmd("lab", "create", h.path("lab"), vm, "--disk", vhdx); err != nil {
+		return err
+	}
+	for range 600 { // until the appliance has heard of it
+		if out, err := h.cli("vm", "list", "--json"); err == nil && bytes.Contains(out, []byte(`"`+vm+`"`)) {
+			return nil
+		}
+		<-time.After(100 * time.Millisecond)
+	}
+	return fmt.Errorf("VM %s does not show", vm)
+}
+
+func (h *holdfast) backup(step, image string) (cost, error) {
+	vm := map[string]string{"full": "a", "again": "a", "day2": "a2", "sibling": "b"}[step]
+	if step != "again" {
+		if err := h.put(vm, image); err != nil {
+			return cost{}, err
+		}
+	}
+	c, err := h.step("backup", vm, "--pool", "main", "--full")
+	if err != nil {
+		return c, err
+	}
+	h.ids[step], err = h.newest(vm)
+	return c, err
+}
+
+func (h *holdfast) newest(vm string) (string, error) {
+	out, err := h.cli("set", "list", "--vm", vm, "--json")
+	if err != nil {
+		return "", err
+	}
+	var sets []struct{ ID, Time string }
+	if err := json.Unmarshal(out, &sets); err != nil || len(sets) == 0 {
+		return "", fmt.Errorf("no set of %s: %v", vm, err)
+	}
+	newest := sets[0]
+	for _, s := range sets {
+		if s.Time > newest.Time {
+			newest = s
+		}
+	}
+	return newest.ID, nil
+}
+
+func (h *holdfast) restore(_, out string) (cost, error) {
+	return h.step("restore", "export", h.ids["day2"], "--disk", "0", "--format", "raw", "--output", filepath.Join(out, "disk.raw"))
+}
+
+// tracked turns VM a's disk into the second day's by foreign writes over NBD, and backs up by change tracking.
+func (h *holdfast) tracked(images string) (cost, error) {
+	sock := h.path("nbd.sock")
+	nbd := exec.Command(filepath.Join(h.bin, "holdfast-agent"), "lab", "nbd", h.path("lab"), "a", "0", "--socket", sock)
+	if err := nbd.Start(); err != nil {
+		return cost{}, err
+	}
+	for range 100 {
+		if _, err := os.Stat(sock); err == nil {
+			break
+		}
+		<-time.After(100 * time.Millisecond)
+	}
+	err := writeChanges(filepath.Join(images, "a.raw"), filepath.Join(images, "a2.raw"), "nbd+unix:///?socket="+sock)
+	_ = nbd.Process.Signal(os.Interrupt)
+	_ = nbd.Wait()
+	if err != nil {
+		return cost{}, err
+	}
+	c, err := h.step("backup", "a", "--pool", "main")
+	if err != nil {
+		return c, err
+	}
+	id, err := h.newest("a")
+	if err != nil {
+		return c, err
+	}
+	out := h.path("tracked.raw")
+	if _, err := h.cli("restore", "export", id, "--disk", "0", "--format", "raw", "--output", out); err != nil {
+		return c, err
+	}
+	defer os.Remove(out)
+	got, err := hashFile(out)
+	if err != nil {
+		return c, err
+	}
+	if want, err := hashFile(filepath.Join(images, "a2.raw")); err != nil || got != want {
+		return c, fmt.Errorf("the tracked restore differs from the source (%v)", err)
+	}
+	return c, nil
+}
+
+// writeChanges lets qemu-io write every 32 KiB block in which the images differ.
+func writeChanges(from, to, uri string) error {
+	a, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer a.Close()
+	b, err := os.Open(to)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	const block = 32 << 10
+	pa, pb := make([]byte, block), make([]byte, block)
+	io4 := exec.Command("qemu-io", "-f", "raw", uri)
+	in, err := io4.StdinPipe()
+	if err != nil {
+		return err
+	}
+	if err := io4.Start(); err != nil {
+		return err
+	}
+	part := to + ".part"
+	defer os.Remove(part)
+	for off := int64(0); ; off += block {
+		n, err := b.ReadAt(pb, off)
+		if n == 0 {
+			break
+		}
+		if _, err2 := a.ReadAt(pa[:n], off); err2 != nil && err2 != io.EOF {
+			return err2
+		}
+		if !bytes.Equal(pa[:n], pb[:n]) {
+			fmt.Fprintf(in, "write -q -s %s %d %d\n", blockFile(part, off, pb[:n]), off, n)
+		}
+		if err == io.EOF {
+			break
+		}
+	}
+	fmt.Fprintln(in, "flush\nquit")
+	_ = in.Close()
+	defer os.RemoveAll(part + ".d")
+	return io4.Wait()
+}
+
+// blockFile writes one block to a file of its own, for qemu-io to take it from.
+func blockFile(base string, off int64, p []byte) string {
+	_ = os.MkdirAll(base+".d", 0o755)
+	name := filepath.Join(base+".d", strconv.FormatInt(off, 16))
+	_ = os.WriteFile(name, p, 0o600)
+	return name
+}

@@ -1,0 +1,112 @@
+//go:build linux
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+func newTool(name, dir string) (tool, error) {
+	if name == "holdfast" {
+		return &holdfast{bin: filepath.Join(dir, "bin")}, nil
+	}
+	if _, err := exec.LookPath(name); err != nil {
+		return nil, err
+	}
+	return &peer{name: name}, nil
+}
+
+// A peer is a program that runs once for each step.
+type peer struct{ name, repo string }
+
+// measure runs a command to its end and takes the system's own account of it and its children.
+func measure(env []string, dir, name string, args ...string) (cost, error) {
+	dropCaches()
+	cmd := exec.Command(name, args...)
+	cmd.Env, cmd.Dir = append(os.Environ(), env...), dir
+	start := time.Now()
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return cost{}, fmt.Errorf("%v: %w\n%s", cmd.Args, err, out)
+	}
+	c := cost{Wall: time.Since(start).Seconds(), CPU: (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds()}
+	if ru, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
+		c.RSS = ru.Maxrss << 10
+	}
+	return c, nil
+}
+
+// dropCaches makes each step read from the disk; without the right to do so the steps run on warm caches, all alike.
+func dropCaches() {
+	syscall.Sync()
+	_ = os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0o200)
+}
+
+func blocks(info os.FileInfo) int64 {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return st.Blocks * 512
+	}
+	return info.Size()
+}
+
+func (p *peer) env() []string {
+	return []string{"RESTIC_PASSWORD=x", "BORG_PASSPHRASE=x", "BORG_RELOCATED_REPO_ACCESS_IS_OK=yes",
+		"BORG_BASE_DIR=" + p.repo + ".cache", "RESTIC_CACHE_DIR=" + p.repo + ".cache"}
+}
+
+func (p *peer) start(dir string) error {
+	p.repo = dir
+	_ = os.RemoveAll(dir + ".cache")
+	var err error
+	switch p.name {
+	case "restic":
+		_, err = measure(p.env(), "", "restic", "-q", "-r", dir, "init", "--repository-version", "2")
+	case "borg":
+		_, err = measure(p.env(), "", "borg", "init", "-e", "repokey-blake2", dir+"/r")
+	}
+	return err
+}
+
+func (p *peer) stop() { _ = os.RemoveAll(p.repo + ".cache") }
+
+// source gives every image the same path, as one disk of one machine has.
+func (p *peer) source(image string) string {
+	disk := filepath.Join(filepath.Dir(image), "disk.raw")
+	_ = os.Remove(disk)
+	_ = os.Link(image, disk)
+	return disk
+}
+
+func (p *peer) backup(step, image string) (cost, error) {
+	src := p.source(image)
+	switch p.name {
+	case "cp":
+		return measure(nil, "", "cp", "--sparse=always", src, filepath.Join(p.repo, step))
+	case "zstd":
+		return measure(nil, "", "zstd", "-q", "-f", "-1", "-T2", src, "-o", filepath.Join(p.repo, step))
+	case "borg":
+		return measure(p.env(), "", "borg", "create", "--files-cache", "disabled", p.repo+"/r::"+step, src)
+	case "restic":
+		return measure(p.env(), "", "restic", "-q", "-r", p.repo, "backup", "--force", "--tag", step, src)
+	}
+	return cost{}, fmt.Errorf("no peer %q", p.name)
+}
+
+func (p *peer) restore(_, out string) (cost, error) {
+	switch p.name {
+	case "cp":
+		return measure(nil, "", "cp", "--sparse=always", filepath.Join(p.repo, "day2"), out+"/o")
+	case "zstd":
+		return measure(nil, "", "zstd", "-q", "-d", "--sparse", filepath.Join(p.repo, "day2"), "-o", out+"/o")
+	case "borg":
+		return measure(p.env(), out, "borg", "extract", "--sparse", p.repo+"/r::day2")
+	case "restic":
+		return measure(p.env(), "", "restic", "-q", "-r", p.repo, "restore", "--tag", "day2", "latest", "--target", out)
+	}
+	return cost{}, fmt.Errorf("no peer %q", p.name)
+}

@@ -1,0 +1,76 @@
+//go:build linux
+
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"text/tabwriter"
+)
+
+// report prints the medians of every tool and step, and what Holdfast's are as ratios to each peer's.
+func report(w io.Writer, names []string, results map[string]map[string][]cost, images string) {
+	for _, n := range []string{"a", "a2", "b"} {
+		if info, err := os.Stat(filepath.Join(images, n+".raw")); err == nil {
+			fmt.Fprintf(w, "%s.raw: %d MiB virtual, %d MiB allocated\n", n, info.Size()>>20, blocks(info)>>20)
+		}
+	}
+	fmt.Fprintln(w, "\nwall s / CPU s / peak RSS MiB / repository growth MiB; medians; every restore verified by SHA-256")
+	tw := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
+	fmt.Fprint(tw, "tool")
+	for _, s := range steps {
+		fmt.Fprintf(tw, "\t%s", s)
+	}
+	fmt.Fprintln(tw)
+	for _, n := range names {
+		if results[n] == nil {
+			continue
+		}
+		fmt.Fprint(tw, n)
+		for _, s := range steps {
+			cs := results[n][s]
+			if len(cs) == 0 {
+				fmt.Fprint(tw, "\t-")
+				continue
+			}
+			fmt.Fprintf(tw, "\t%.1f / %.1f / %d / %d", median(cs, func(c cost) float64 { return c.Wall }), median(cs, func(c cost) float64 { return c.CPU }),
+				median(cs, func(c cost) int64 { return c.RSS })>>20, median(cs, func(c cost) int64 { return c.Grown })>>20)
+		}
+		fmt.Fprintln(tw)
+	}
+	tw.Flush()
+	hf := results["holdfast"]
+	if hf == nil {
+		return
+	}
+	fmt.Fprintln(w, "\nHoldfast as a ratio to the peer: wall / CPU / growth (below 1 is better); tracked is compared with the peer's day2")
+	tw = tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
+	fmt.Fprint(tw, "peer")
+	for _, s := range steps {
+		fmt.Fprintf(tw, "\t%s", s)
+	}
+	fmt.Fprintln(tw)
+	for _, n := range names {
+		if n == "holdfast" || results[n] == nil {
+			continue
+		}
+		fmt.Fprint(tw, n)
+		for _, s := range steps {
+			peer := results[n][s]
+			if s == "tracked" {
+				peer = results[n]["day2"]
+			}
+			if len(peer) == 0 || len(hf[s]) == 0 {
+				fmt.Fprint(tw, "\t-")
+				continue
+			}
+			ratio := func(f func(cost) float64) float64 { return median(hf[s], f) / max(median(peer, f), 0.001) }
+			fmt.Fprintf(tw, "\t%.2f / %.2f / %.2f", ratio(func(c cost) float64 { return c.Wall }), ratio(func(c cost) float64 { return c.CPU }),
+				ratio(func(c cost) float64 { return float64(c.Grown) }))
+		}
+		fmt.Fprintln(tw)
+	}
+	tw.Flush()
+}

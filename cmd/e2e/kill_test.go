@@ -1,0 +1,157 @@
+package e2e
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// killAfter waits a random moment, then kills. The moment is part of the test's input, not of any promise.
+func killAfter(rng *rand.Rand, limit time.Duration, p *proc) {
+	timer := time.NewTimer(time.Duration(rng.Int64N(int64(limit))))
+	defer timer.Stop()
+	<-timer.C
+	p.kill()
+}
+
+// TestKilledDaemonLosesNothing is the first half of acceptance 6: the daemon is killed at random moments of backup, delete and
+// GC; it is ready again in 5 s (startDaemon checks), no acknowledged set is damaged or gone, and no partial one is listed.
+func TestKilledDaemonLosesNothing(t *testing.T) {
+	s, rng := newSite(t), newRand(t)
+	d := s.newVM(rng, "db", 24<<20)[0]
+	points := map[string][]byte{}
+	first := s.backup("db")
+	points[first.ID] = bytes.Clone(d.truth)
+	kills := times(200)
+	interrupted := 0
+	for i := range kills {
+		work := make(chan error, 1)
+		var gone string
+		switch i % 4 {
+		case 0, 1:
+			d.write(rng, 3, 256<<10)
+			go func() { _, err := s.try("backup", "db", "--pool", "main"); work <- err }()
+		case 2:
+			for id := range points {
+				gone = id
+				break
+			}
+			go func() { _, err := s.try("set", "delete", gone, "--yes"); work <- err }()
+		case 3:
+			go func() { _, err := s.try("pool", "gc", "main"); work <- err }()
+		}
+		killAfter(rng, 350*time.Millisecond, s.daemon)
+		if err := <-work; err != nil {
+			interrupted++
+		}
+		s.startDaemon()
+		s.waitOnline("hv1")
+		s.settle("db")
+		truth := d.truth
+		listed := map[string]bool{}
+		for _, x := range s.sets("--vm", "db") {
+			listed[x.ID] = true
+			if points[x.ID] == nil { // committed just before the kill: it must be whole
+				points[x.ID] = bytes.Clone(truth)
+			}
+		}
+		for id := range points {
+			switch {
+			case listed[id]:
+			case id == gone:
+				delete(points, id)
+			default:
+				t.Fatalf("kill %d: set %s is gone", i, id)
+			}
+		}
+		if len(points) < 2 {
+			x := s.backup("db")
+			points[x.ID] = bytes.Clone(truth)
+		}
+		if i%10 == 9 {
+			for id, truth := range points {
+				s.export(id, 0, truth)
+			}
+		}
+	}
+	for id, truth := range points {
+		s.export(id, 0, truth)
+	}
+	s.cli("pool", "verify", "main")
+	t.Logf("%d kills, %d commands interrupted, %d points alive", kills, interrupted, len(points))
+	noLeftovers(t, s)
+}
+
+// TestKilledAgentCleansUp is the second half of acceptance 6: the agent is killed at random moments of a backup; once it is
+// back, no checkpoint is left and the next backup works.
+func TestKilledAgentCleansUp(t *testing.T) {
+	s, rng := newSite(t), newRand(t)
+	d := s.newVM(rng, "db", 48<<20)[0]
+	kills := times(50)
+	points := map[string][]byte{}
+	for i := range kills {
+		d.write(rng, 4, 512<<10)
+		go s.try("backup", "db", "--pool", "main")
+		killAfter(rng, 500*time.Millisecond, s.agent)
+		s.startAgent()
+		s.settle("db")
+		noLeftovers(t, s)
+		for _, x := range s.sets("--vm", "db") {
+			if points[x.ID] == nil {
+				points[x.ID] = bytes.Clone(d.truth)
+			}
+		}
+		if i%10 == 9 {
+			x := s.backup("db")
+			points[x.ID] = bytes.Clone(d.truth)
+			for id, truth := range points {
+				s.export(id, 0, truth)
+			}
+		}
+	}
+	t.Logf("%d kills, %d points alive", kills, len(points))
+}
+
+// settle waits until no run is under way and no checkpoint is open.
+func (s *site) settle(vm string) {
+	s.t.Helper()
+	s.eventually(60*time.Second, "all runs have ended", func() bool {
+		var runs []struct {
+			State string `json:"state"`
+		}
+		if s.tryJSON(&runs, "run", "list") != nil {
+			return false
+		}
+		for _, r := range runs {
+			if r.State == "running" || r.State == "queued" {
+				return false
+			}
+		}
+		return len(checkpoints(s.lab)) == 0
+	})
+}
+
+// checkpoints lists the checkpoint disks in the lab.
+func checkpoints(lab string) []string {
+	found, _ := filepath.Glob(filepath.Join(lab, "*", "*.avhdx"))
+	return found
+}
+
+func noLeftovers(t *testing.T, s *site) {
+	t.Helper()
+	if left := checkpoints(s.lab); len(left) != 0 {
+		t.Errorf("checkpoints are left: %v", left)
+	}
+	staging, _ := os.ReadDir(filepath.Join(s.pool, "staging"))
+	var names []string
+	for _, e := range staging {
+		names = append(names, e.Name())
+	}
+	if len(names) != 0 {
+		t.Errorf("staging is not empty: %s", strings.Join(names, " "))
+	}
+}
