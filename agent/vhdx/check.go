@@ -172,8 +172,6 @@ func (r *Report) checkEntry(m *image, a *allocator, i int64, e uint64, isBitmap 
 		r.problem("block table entry %d: partly present, but the disk has no parent", i)
 	case isBitmap && s == stateFull && !m.p.hasParent:
 		r.problem("block table entry %d: a sector bitmap, but the disk has no parent", i)
-	case m.p.fixed && !isBitmap && s != stateFull:
-		r.problem("block table entry %d: state %d in a fixed disk", i, s)
 	case s == stateFull || s == statePartial:
 		at, err := m.place(e, size)
 		if err != nil {
@@ -186,6 +184,8 @@ func (r *Report) checkEntry(m *image, a *allocator, i int64, e uint64, isBitmap 
 			a.mark(at, size)
 		}
 		r.note("block table entry %d: state %d with space reserved at %d", i, s, off)
+	case m.p.fixed && !isBitmap:
+		r.note("block table entry %d: state %d without space in a fixed disk", i, s)
 	}
 }
 
