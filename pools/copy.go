@@ -115,7 +115,9 @@ func (c *copier) batch(ctx context.Context, d *holdfast.Disk, refs []holdfast.Re
 		return err
 	}
 	if len(want) > 0 {
-		read := func(ctx context.Context) iter.Seq2[*holdfast.Parcel, error] { return c.set.Read(ctx, d.ID, want.Normal(d.Size)) }
+		read := func(ctx context.Context) iter.Seq2[*holdfast.Parcel, error] {
+			return c.set.Read(ctx, d.ID, want.Normal(d.Size))
+		}
 		if err := eachParcel(ctx, c.tools, read, func(t *opener, p *holdfast.Parcel) error { return c.parcel(ctx, t, p) }); err != nil {
 			return err
 		}

@@ -32,12 +32,12 @@ func openers(n int, d holdfast.Domain) []*opener {
 	return out
 }
 
-// survey finds the ends and the used chunks of a parcel. The error is Invalid: a place outside of the plaintext, or a group
-// out of bounds.
+// survey finds the ends and the used chunks of a parcel. The error is Corrupt: a place outside of the plaintext, or a group
+// out of bounds, is not what a pool was given.
 func (o *opener) survey(p *holdfast.Parcel) error {
 	const op = "open parcel"
 	if err := p.Check(); err != nil {
-		return err
+		return holdfast.Errorf(holdfast.Corrupt, op, "%w", err)
 	}
 	o.ends, o.used = o.ends[:0], o.used[:0]
 	end := 0
@@ -47,7 +47,7 @@ func (o *opener) survey(p *holdfast.Parcel) error {
 	}
 	for _, pl := range p.Places {
 		if pl.Len == 0 || int64(pl.At)+int64(pl.Len) > int64(end) || pl.Off < 0 {
-			return holdfast.Errorf(holdfast.Invalid, op, "a place of %d bytes at %d of %d", pl.Len, pl.At, end)
+			return holdfast.Errorf(holdfast.Corrupt, op, "a place of %d bytes at %d of %d", pl.Len, pl.At, end)
 		}
 		for i := sort.SearchInts(o.ends, int(pl.At)+1); ; i++ {
 			o.used[i] = true

@@ -205,8 +205,8 @@ func overlay(old, fresh []holdfast.Ref, size int64) []holdfast.Ref {
 	at := int64(0) // up to here out is complete
 	fill := func(to int64) {
 		for len(old) > 0 && old[0].Off < to {
-			if old[0].End() > at {
-				out = append(out, pools.CutRef(old[0], max(at, old[0].Off), min(to, old[0].End())))
+			if off, end := max(at, old[0].Off), min(to, old[0].End()); off < end {
+				out = append(out, pools.CutRef(old[0], off, end))
 			}
 			if old[0].End() > to {
 				break // the rest of it may come after what lies over it
