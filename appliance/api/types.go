@@ -1,0 +1,211 @@
+package api
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/holdfast-backup/holdfast"
+	"github.com/holdfast-backup/holdfast/pools"
+)
+
+// The JSON types of the API. Ids are strings here; names stand beside them. Sizes are bytes; times are RFC 3339 in UTC.
+type (
+	// Health answers "are you there".
+	Health struct {
+		Status  string `json:"status" doc:"ok"`
+		Version string `json:"version"`
+	}
+
+	// Status is the appliance on one screen.
+	Status struct {
+		Version  string    `json:"version"`
+		Started  time.Time `json:"started"`
+		Listen   string    `json:"listen" doc:"address of the port for agents"`
+		Data     string    `json:"data" doc:"the appliance's own folder"`
+		Expires  time.Time `json:"certificate_expires"`
+		Pools    []Pool    `json:"pools"`
+		Hosts    []Host    `json:"hosts"`
+		Running  []Run     `json:"running"`
+		VMs      int       `json:"vms"`
+		Sets     int       `json:"sets"`
+		Warnings []string  `json:"warnings"`
+	}
+
+	// PoolSpec says what pool to make, or to take over.
+	PoolSpec struct {
+		Name     string `json:"name" minLength:"1" maxLength:"64"`
+		Kind     string `json:"kind" doc:"dedup"`
+		Path     string `json:"path" doc:"absolute folder on the appliance"`
+		Chunking string `json:"chunking,omitempty" doc:"adaptive (default), variable, fixed-64K to fixed-512K"`
+	}
+
+	// Pool is a storage pool.
+	Pool struct {
+		ID       string          `json:"id"`
+		Name     string          `json:"name"`
+		Kind     string          `json:"kind"`
+		State    string          `json:"state" doc:"open or offline"`
+		Error    string          `json:"error,omitempty" doc:"why it is offline"`
+		Chunking string          `json:"chunking,omitempty"`
+		Config   json.RawMessage `json:"config,omitempty" doc:"the driver's configuration"`
+		Created  time.Time       `json:"created"`
+		Usage    *pools.Usage    `json:"usage,omitempty"`
+		Ratio    float64         `json:"dedup_ratio,omitempty" doc:"logical bytes per stored byte"`
+	}
+
+	// HostSpec names a host that is to be enrolled.
+	HostSpec struct {
+		Name string `json:"name" minLength:"1" maxLength:"64"`
+	}
+
+	// EnrolKey is shown once.
+	EnrolKey struct {
+		Name    string    `json:"name"`
+		Key     string    `json:"key" doc:"one-time access key"`
+		Server  string    `json:"server" doc:"the port agents dial"`
+		Expires time.Time `json:"expires"`
+	}
+
+	// Host is a host with an agent.
+	Host struct {
+		ID       string    `json:"id"`
+		Name     string    `json:"name"`
+		State    string    `json:"state" doc:"online or offline"`
+		Seen     time.Time `json:"seen,omitzero" doc:"last heard of"`
+		Enrolled time.Time `json:"enrolled,omitzero"`
+		Product  string    `json:"product,omitempty"`
+		Version  string    `json:"version,omitempty" doc:"of the hypervisor"`
+		Agent    string    `json:"agent,omitempty" doc:"version of the agent"`
+		VMs      int       `json:"vms"`
+	}
+
+	// VM is a virtual machine that a host has, or that there are sets of.
+	VM struct {
+		ID         string   `json:"id"`
+		Name       string   `json:"name"`
+		Host       string   `json:"host"`
+		HostID     string   `json:"host_id"`
+		Generation int      `json:"generation"`
+		State      string   `json:"state" doc:"running, off, or gone where the host no longer has it"`
+		Size       int64    `json:"size"`
+		Disks      []VMDisk `json:"disks"`
+		Skipped    []string `json:"skipped,omitempty" doc:"disks that cannot be backed up, and why"`
+	}
+
+	// VMDisk is one disk of a VM.
+	VMDisk struct {
+		ID   string `json:"id"`
+		Name string `json:"name"`
+		Size int64  `json:"size"`
+	}
+
+	// Set is a backup set: one VM at one point in time.
+	Set struct {
+		ID          string    `json:"id"`
+		VM          string    `json:"vm"`
+		VMID        string    `json:"vm_id"`
+		Host        string    `json:"host"`
+		Pool        string    `json:"pool"`
+		Time        time.Time `json:"time"`
+		Kind        string    `json:"kind" doc:"full or incremental; either restores the whole VM"`
+		Parent      string    `json:"parent,omitempty"`
+		Run         string    `json:"run,omitempty"`
+		Consistency string    `json:"consistency"`
+		Note        string    `json:"note,omitempty"`
+		Counts
+		Disks []SetDisk `json:"disks"`
+	}
+
+	// SetDisk is one disk of a set; its place in the list is the number that an export takes.
+	SetDisk struct {
+		ID     string `json:"id"`
+		Name   string `json:"name"`
+		Size   int64  `json:"size"`
+		Reason string `json:"reason,omitempty" doc:"why the whole disk was read"`
+		Counts
+	}
+
+	// Counts are bytes of a set or a disk.
+	Counts struct {
+		Logical int64 `json:"logical" doc:"virtual size"`
+		Read    int64 `json:"read" doc:"read by the agent"`
+		Sent    int64 `json:"sent" doc:"on the wire"`
+		Stored  int64 `json:"stored" doc:"new in the pool"`
+		Changed int64 `json:"changed" doc:"what change tracking answered; 0 for a full read"`
+	}
+
+	// BackupSpec asks for a backup now.
+	BackupSpec struct {
+		VMs  []string `json:"vms" minItems:"1" maxItems:"1000" doc:"names or ids"`
+		Pool string   `json:"pool"`
+		Full bool     `json:"full,omitempty" doc:"read everything"`
+	}
+
+	// RestoreSpec asks for a VM to be restored now.
+	RestoreSpec struct {
+		Set  string `json:"set"`
+		Host string `json:"host" doc:"name or id of the host that gets the VM"`
+		Dir  string `json:"dir" doc:"absolute folder on that host"`
+		Name string `json:"name,omitempty" doc:"of the new VM; empty keeps the old one"`
+	}
+
+	// Run is one execution of a job.
+	Run struct {
+		ID      string    `json:"id"`
+		Kind    string    `json:"kind" doc:"backup or restore"`
+		State   string    `json:"state" doc:"queued, running, done, partial, failed, cancelled"`
+		Pool    string    `json:"pool,omitempty"`
+		Created time.Time `json:"created"`
+		Ended   time.Time `json:"ended,omitzero"`
+		Error   *Failure  `json:"error,omitempty"`
+		Tasks   []Task    `json:"tasks"`
+	}
+
+	// Task is one VM's part of a run.
+	Task struct {
+		ID    string     `json:"id"`
+		VM    string     `json:"vm"`
+		VMID  string     `json:"vm_id"`
+		Host  string     `json:"host"`
+		State string     `json:"state"`
+		Phase string     `json:"phase,omitempty"`
+		Set   string     `json:"set,omitempty" doc:"written or restored"`
+		Note  string     `json:"note,omitempty"`
+		Error *Failure   `json:"error,omitempty"`
+		Disks []Progress `json:"disks,omitempty"`
+	}
+
+	// Progress is one disk of a task.
+	Progress struct {
+		Name   string `json:"name"`
+		Reason string `json:"reason,omitempty" doc:"why the whole disk is read"`
+		holdfast.Sample
+	}
+
+	// Rebuilt is what a rebuild of the catalog found.
+	Rebuilt struct {
+		Sets   int      `json:"sets"`
+		Added  int      `json:"added"`
+		Gone   int      `json:"gone"`
+		Errors []string `json:"errors"`
+	}
+
+	// Event is a noteworthy fact with its place in the order of events.
+	Event struct {
+		Seq uint64 `json:"seq"`
+		holdfast.Event
+	}
+)
+
+// States of a Run, and of its Tasks.
+const (
+	StateQueued    = "queued"
+	StateRunning   = "running"
+	StateDone      = "done"
+	StatePartial   = "partial"
+	StateFailed    = "failed"
+	StateCancelled = "cancelled"
+)
+
+// Final tells whether a state is never left again.
+func Final(state string) bool { return state != StateQueued && state != StateRunning }
