@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 
+	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/appliance/auth"
 	"github.com/holdfast-backup/holdfast/ingest/wire"
 )
@@ -22,21 +23,20 @@ func hostOf(r *http.Request) AgentHost {
 	return AgentHost{ID: p.Host, Name: p.Name}
 }
 
-func fail(w http.ResponseWriter, err error) {
-	b := bodyOf(err)
-	writeError(w, b.status, err)
+func fail(w http.ResponseWriter, r *http.Request, err error) {
+	writeError(w, r, status[holdfast.KindOf(err)], err)
 }
 
 func (a *API) enroll(w http.ResponseWriter, r *http.Request) {
 	var req wire.EnrollRequest
 	r.Body = http.MaxBytesReader(w, r.Body, maxEnroll)
 	if err := decodeBody(r, &req); err != nil {
-		fail(w, err)
+		fail(w, r, err)
 		return
 	}
 	resp, err := a.o.Agents.Enroll(r.Context(), r.RemoteAddr, req)
 	if err != nil {
-		fail(w, err)
+		fail(w, r, err)
 		return
 	}
 	writeJSON(w, resp)
@@ -52,7 +52,7 @@ func (a *API) inventory(w http.ResponseWriter, r *http.Request) {
 		err = a.o.Agents.Inventory(r.Context(), hostOf(r), inv)
 	}
 	if err != nil {
-		fail(w, err)
+		fail(w, r, err)
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)
@@ -65,7 +65,7 @@ func (a *API) report(w http.ResponseWriter, r *http.Request) {
 		err = a.o.Agents.Report(r.Context(), hostOf(r), rs)
 	}
 	if err != nil {
-		fail(w, err)
+		fail(w, r, err)
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)
@@ -87,6 +87,6 @@ func (a *API) tasks(w http.ResponseWriter, r *http.Request) {
 		return out.Flush()
 	})
 	if err != nil && !started {
-		fail(w, err)
+		fail(w, r, err)
 	}
 }

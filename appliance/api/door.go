@@ -106,11 +106,11 @@ func (a *API) gate(mux *http.ServeMux) http.Handler {
 			if a.o.Refused != nil {
 				a.o.Refused(r, err)
 			}
-			writeError(w, code, err)
+			writeError(w, r, code, err)
 			return
 		}
 		if pattern == "" || !slices.Contains(a.routes[mux], pattern) {
-			writeError(w, http.StatusNotFound, holdfast.Errorf(holdfast.NotExist, "", "there is no %s %s", r.Method, r.URL.Path).
+			writeError(w, r, http.StatusNotFound, holdfast.Errorf(holdfast.NotExist, "", "there is no %s %s", r.Method, r.URL.Path).
 				Advise("/openapi.json lists what there is"))
 			return
 		}

@@ -9,6 +9,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/holdfast-backup/holdfast"
+	"github.com/holdfast-backup/holdfast/ingest/wire"
 )
 
 // Failure is an error as the API and the CLI show it.
@@ -77,12 +78,19 @@ func bodyOf(err error) *ErrorBody {
 	return &ErrorBody{Failure: FailureOf(err), status: status[holdfast.KindOf(err)]}
 }
 
-// writeError answers a request outside huma.
-func writeError(w http.ResponseWriter, code int, err error) {
+// writeError answers a request outside huma. Agents get a wire.Failure, which keeps the kind's number.
+func writeError(w http.ResponseWriter, r *http.Request, code int, err error) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
-	_ = json.NewEncoder(w).Encode(ErrorBody{Failure: FailureOf(err)}) // the peer may be gone; there is nobody to tell
+	var body any = ErrorBody{Failure: FailureOf(err)}
+	if strings.HasPrefix(r.URL.Path, agentPrefix) {
+		body = wire.FailureOf(err)
+	}
+	_ = json.NewEncoder(w).Encode(body) // the peer may be gone; there is nobody to tell
 }
+
+// agentPrefix begins the paths of the agents' control plane.
+const agentPrefix = "/agent/"
 
 // humaError makes errors that huma itself finds (a body that does not fit its schema) look like all others.
 func humaError(code int, msg string, errs ...error) huma.StatusError {
