@@ -232,7 +232,7 @@ func (g generated) judge(t *testing.T, dir string) {
 		return
 	}
 	qemuImg(t, "check", g.path)
-	if g.model.size > 300<<20 {
+	if g.model.size > 100<<20 {
 		return
 	}
 	raw := filepath.Join(dir, "raw")
