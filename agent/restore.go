@@ -1,0 +1,156 @@
+package agent
+
+import (
+	"context"
+	"errors"
+
+	"github.com/holdfast-backup/holdfast"
+	"github.com/holdfast-backup/holdfast/agent/hv"
+	"github.com/holdfast-backup/holdfast/agent/restore"
+	"github.com/holdfast-backup/holdfast/ingest/wire"
+)
+
+// restore does a restore task: it builds a VM out of a set. When it returns an error, nothing of the VM is left.
+func (a *Agent) restore(ctx context.Context, r *running) (err error) {
+	r.enter(phaseWriting)
+	link, err := a.dial(ctx, &r.task)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	x := exchange{link: link, cancel: cancel}
+	defer func() { err = x.end(ctx, err) }()
+	var opened wire.SetOpened
+	if err := x.open(ctx, wire.TypeOpenSet, r.task.ID, wire.TypeSetOpened, &opened); err != nil {
+		return err
+	}
+	if err := a.journal.add(&r.task); err != nil {
+		return err
+	}
+	if err := a.build(ctx, r, &x, &opened); err != nil {
+		return err
+	}
+	// The VM is there: nothing that goes wrong from here on makes the task a failure.
+	if err := errors.Join(a.journal.remove(r.task.ID), link.Send(ctx, wire.Message{Type: wire.TypeDone})); err != nil {
+		r.remark(err.Error())
+	}
+	return nil
+}
+
+// build makes the VM. On an error everything of it is removed.
+func (a *Agent) build(ctx context.Context, r *running, x *exchange, opened *wire.SetOpened) (err error) {
+	vm, err := a.o.Hypervisor.CreateVM(ctx, hv.RestorePlan{
+		Manifest: opened.Manifest, Dir: r.task.Dir, Name: r.task.Name, KeepID: r.task.KeepID,
+	})
+	if err != nil {
+		return errors.Join(err, a.journal.remove(r.task.ID))
+	}
+	defer func() {
+		if err == nil {
+			return
+		}
+		clean, cancel := cleanup(ctx)
+		defer cancel()
+		e := vm.Discard(clean)
+		if e == nil {
+			e = a.journal.remove(r.task.ID)
+		}
+		err = errors.Join(err, e)
+	}()
+	ds := &delivery{
+		disks: make([]chan wire.Message, len(opened.Manifest.Disks)),
+		dom:   holdfast.Domain{Key: [32]byte(opened.DomainKey)},
+		x:     x, vm: vm, r: r,
+	}
+	for i := range ds.disks {
+		ds.disks[i] = make(chan wire.Message)
+	}
+	stop := x.receive(ctx, func(m wire.Message) error { return ds.route(ctx, m) })
+	defer stop()
+	atOnce := r.task.Disks
+	if atOnce <= 0 {
+		atOnce = defaultDisks
+	}
+	err = together(ctx, len(ds.disks), atOnce, func(ctx context.Context, i int) error {
+		return ds.disk(ctx, i, &opened.Manifest.Disks[i])
+	})
+	if err != nil {
+		return err
+	}
+	r.enter(phaseRegistering)
+	made, err := vm.Realize(ctx)
+	if err != nil {
+		return err
+	}
+	r.made(wireVM(&made))
+	return nil
+}
+
+// delivery takes parcels to the disks they are for.
+type delivery struct {
+	disks []chan wire.Message
+	dom   holdfast.Domain
+	x     *exchange
+	vm    hv.PlannedVM
+	r     *running
+}
+
+// route hands a message to its disk and waits until the disk has room: that is how the appliance is slowed down to the rate of the
+// slowest disk.
+func (d *delivery) route(ctx context.Context, m wire.Message) error {
+	if (m.Type != wire.TypeParcel && m.Type != wire.TypeDelivered) || int(m.Channel) >= len(d.disks) {
+		m.Release()
+		return unexpected(m)
+	}
+	err := pass(ctx, d.disks[m.Channel], m)
+	if err != nil {
+		m.Release()
+	}
+	return err
+}
+
+// disk writes one disk whole.
+func (d *delivery) disk(ctx context.Context, i int, disk *holdfast.Disk) (err error) {
+	w, err := d.vm.Disk(ctx, disk.ID)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, w.Abort())
+		}
+	}()
+	meter := d.r.meterFor(*disk, disk.Size)
+	to := restore.New(d.dom, w, disk.Size, restore.Options{Meter: meter})
+	err = d.fill(ctx, i, disk, to)
+	placed, e := to.Close()
+	if err == nil {
+		err = e
+	}
+	if err != nil {
+		return err
+	}
+	meter.AddDone(disk.Size - placed) // what was not delivered is zeros
+	return w.Finish()
+}
+
+// fill asks for a disk and passes on its parcels until all were delivered.
+func (d *delivery) fill(ctx context.Context, i int, disk *holdfast.Disk, to *restore.Disk) error {
+	want := wire.Want{Extents: holdfast.Extents{{Off: 0, Len: disk.Size}}}
+	if err := d.x.link.Send(ctx, wire.Message{Type: wire.TypeWant, Channel: uint16(i), Body: want}); err != nil {
+		return err
+	}
+	for {
+		m, _, err := take(ctx, d.disks[i])
+		if err != nil {
+			return err
+		}
+		if m.Type == wire.TypeDelivered {
+			return nil
+		}
+		if err := to.Put(ctx, m.Body.(*holdfast.Parcel)); err != nil {
+			return err
+		}
+	}
+}
