@@ -71,13 +71,14 @@ func serveNBD(dir, vm, no, sock string) error {
 	return errors.Join(srv.Serve(ctx, l, nbd.Export{Backend: d, MultiConn: true}), d.Close())
 }
 
-// churn is an agent process that takes checkpoints and ends them, without end.
+// churn is an agent process that takes checkpoints and ends them, without end; with an odd seed it makes no reference points.
 func churn(dir, vm, seed string) error {
 	n, err := strconv.ParseUint(seed, 10, 64)
 	if err != nil {
 		return err
 	}
 	r := rand.New(rand.NewPCG(n, 3))
+	commits := n%2 == 0
 	h, err := Open(dir)
 	if err != nil {
 		return err
@@ -93,8 +94,8 @@ func churn(dir, vm, seed string) error {
 		if err != nil {
 			return err
 		}
-		fmt.Println("checkpoint")
-		if r.IntN(2) == 0 {
+		pause(r.IntN(20))
+		if commits && r.IntN(2) == 0 {
 			_, err = cp.Commit(ctx)
 		} else {
 			err = cp.Discard(ctx)
@@ -102,8 +103,14 @@ func churn(dir, vm, seed string) error {
 		if err != nil {
 			return err
 		}
-		fmt.Println("merged")
+		pause(r.IntN(20))
 	}
+}
+
+// pause leaves a foreign writer some time.
+func pause(ms int) {
+	tick, _ := clock.System.After(time.Duration(ms) * time.Millisecond)
+	<-tick
 }
 
 // A process is a helper that runs.
@@ -299,7 +306,6 @@ func TestChangesCoverWhatWasWritten(t *testing.T) {
 	p := startHelper(t, "nbd", h.dir, "vm", "0", sock)
 	token, base := "", make([]byte, size)
 	var written, pieces int64 // since base
-	var baseEpochs int
 	for round := range 30 {
 		var cmds []string
 		for range 1 + r.IntN(6) {
@@ -350,13 +356,12 @@ func TestChangesCoverWhatWasWritten(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			token, base, written, pieces, baseEpochs = tokens[d.Meta().ID], now, 4096, 1, 0
+			token, base, written, pieces = tokens[d.Meta().ID], now, 4096, 1
 		} else if err := cp.Discard(t.Context()); err != nil {
 			t.Fatal(err)
 		} else {
 			written += 4096
 			pieces++
-			baseEpochs++
 		}
 		if err := cp.Discard(t.Context()); err != nil {
 			t.Errorf("Discard after the end: %v", err)
@@ -370,7 +375,6 @@ func TestChangesCoverWhatWasWritten(t *testing.T) {
 	if out, err := exec.Command("qemu-img", "check", filepath.Join(h.dir, "vm", "disk1.vhdx")).CombinedOutput(); err != nil {
 		t.Errorf("qemu-img check: %v\n%s", err, out)
 	}
-	_ = baseEpochs
 }
 
 // A writer writes pages of a disk through qemu-io and knows which writes were acknowledged.
@@ -450,19 +454,20 @@ func TestKillNeverLosesAnAcknowledgedWrite(t *testing.T) {
 	if n, err := strconv.Atoi(os.Getenv("HOLDFAST_SOAK")); err == nil {
 		rounds = min(n, 10000)
 	}
-	leftovers := 0
+	leftovers, covered := 0, 0
+	var base []byte // the disk at our reference point
 	for round := range rounds {
 		sock := socket(t)
 		server := startHelper(t, "nbd", h.dir, "vm", "0", sock)
 		agent := startHelper(t, "agent", h.dir, "vm", strconv.Itoa(round))
 		w := startWriter(t, sock, model, alt)
 		serverFirst := r.IntN(2) == 0
-		for n := 5 + r.IntN(40); n > 0; n-- {
+		for n := 1 + r.IntN(10); n > 0; n-- {
 			if !w.write(r.Int64N(size/killPage), byte(1+r.IntN(255))) {
 				t.Fatalf("round %d: a write failed before the kill: server: %s agent: %s", round, server.errs.String(), agent.errs.String())
 			}
 		}
-		delay := time.Duration(r.IntN(20)) * time.Millisecond
+		delay := time.Duration(r.IntN(100)) * time.Millisecond
 		fire, _ := clock.System.After(delay)
 		done := make(chan struct{})
 		go func() {
@@ -485,13 +490,17 @@ func TestKillNeverLosesAnAcknowledgedWrite(t *testing.T) {
 		agent.kill()
 		server.kill()
 		w.end()
-		leftovers += verifyAfterKill(t, h, vm, model, alt, round)
+		left, ok := verifyAfterKill(t, h, vm, model, alt, &base, round)
+		leftovers += left
+		if ok {
+			covered++
+		}
 	}
-	t.Logf("%d of %d kills left a checkpoint behind", leftovers, rounds)
+	t.Logf("%d of %d kills left a checkpoint behind; %d deltas compared", leftovers, rounds, covered)
 }
 
-// verifyAfterKill does what a restarted agent does, then compares.
-func verifyAfterKill(t *testing.T, h *Host, vm hv.VM, model []byte, alt map[int64]byte, round int) int {
+// verifyAfterKill does what a restarted agent does, then compares. base is the disk at the reference point if its token is ours.
+func verifyAfterKill(t *testing.T, h *Host, vm hv.VM, model []byte, alt map[int64]byte, base *[]byte, round int) (leftovers int, covered bool) {
 	t.Helper()
 	left, err := h.Leftovers(t.Context())
 	if err != nil {
@@ -531,15 +540,24 @@ func verifyAfterKill(t *testing.T, h *Host, vm hv.VM, model []byte, alt map[int6
 	}
 	clear(alt)
 	if ref != nil {
-		if _, err := d.Changes(t.Context(), ref.Disks[d.Meta().ID].Token); err != nil {
+		es, err := d.Changes(t.Context(), ref.Disks[d.Meta().ID].Token)
+		if err != nil {
 			t.Fatalf("round %d: changes: %v", round, err)
 		}
+		if covered = *base != nil && round%2 == 1; covered {
+			for _, gap := range (holdfast.Extents{{Off: 0, Len: int64(len(got))}}).Subtract(es.Normal(int64(len(got)))) {
+				if !bytes.Equal((*base)[gap.Off:gap.End()], got[gap.Off:gap.End()]) {
+					t.Fatalf("round %d: a change in %v is not in the changes", round, gap)
+				}
+			}
+		}
 	}
-	if err := cp.Discard(t.Context()); err != nil {
+	if _, err := cp.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	*base = got
 	if names, _ := filepath.Glob(filepath.Join(dir, "*.avhdx")); len(names) != 0 {
 		t.Fatalf("round %d: left %v", round, names)
 	}
-	return len(left)
+	return len(left), covered
 }
