@@ -66,13 +66,13 @@ func (m *mutable) applyLog() error {
 	if m.ov == nil {
 		return nil
 	}
-	o := m.ov
+	o, size := m.ov, m.realSize
 	if m.fileSize > m.realSize {
 		if err := m.truncate(m.fileSize); err != nil {
 			return err
 		}
 	}
-	for _, z := range o.zeros {
+	for _, z := range o.zeros.Normal(size) { // what was just added is zero
 		if err := m.punch(z.Off, z.Len); err != nil {
 			return err
 		}

@@ -165,6 +165,12 @@ func (d *memData) writeAt(p []byte, off int64) {
 
 func (d *memData) zero(off, n int64) {
 	var z [memPage]byte
+	if n > 1<<26 { // too long to go page by page
+		from, to := off/memPage+1, (off+n)/memPage
+		maps.DeleteFunc(d.pages, func(i int64, _ []byte) bool { return i >= from && i < to })
+		d.zero(to*memPage, off+n-to*memPage)
+		n = from*memPage - off
+	}
 	for n > 0 {
 		c := min(n, memPage-off%memPage)
 		if c == memPage {
@@ -227,12 +233,16 @@ func (f *memFile) Close() error {
 func (f *memFile) NextData(off, end int64) (start, stop int64) {
 	f.fs.mu.Lock()
 	defer f.fs.mu.Unlock()
-	for at := off; at < end; at = (at/memPage + 1) * memPage {
-		if f.d.pages[at/memPage] != nil {
-			return at, min(end, (at/memPage+1)*memPage)
+	first := int64(-1)
+	for i := range f.d.pages {
+		if i >= off/memPage && i*memPage < end && (first < 0 || i < first) {
+			first = i
 		}
 	}
-	return end, end
+	if first < 0 {
+		return end, end
+	}
+	return max(off, first*memPage), min(end, (first+1)*memPage)
 }
 
 // noSync is the real file system without the waiting, for tests that make many files.
