@@ -19,7 +19,6 @@ func checkCopy(b *bench) {
 	}
 	chain = append(chain, b.shift(p), b.backup(spec{images: map[holdfast.DiskID]*image{diskID(1): newImage(4096), diskID(2): b.disk(64<<10, 3)}}))
 	far := newSite(b.T, b.h.New(b.T))
-	far.known, far.hash = map[holdfast.Digest][]byte{}, far.pool.Traits().Domain.Hasher()
 	for _, data := range b.known {
 		far.learn(data)
 	}

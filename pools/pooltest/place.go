@@ -70,7 +70,7 @@ func checkPlaceInvalid(b *bench) {
 	}
 	zero := func(off, n int64) holdfast.Ref { return holdfast.Ref{Extent: holdfast.Extent{Off: off, Len: n}} }
 	cases := map[string][]holdfast.Ref{
-		"descending refs":                {ref(8192, 4096, 0), ref(0, 4096, 0)},
+		"descending refs":                {ref(16384, 4096, 0), ref(8192, 4096, 0)},
 		"overlapping refs":               {ref(8192, 4096, 0), ref(8192+4095, 1, 0)},
 		"the same ref twice":             {ref(8192, 4096, 0), ref(8192, 4096, 0)},
 		"zeros over data":                {ref(8192, 4096, 0), zero(8192, 512)},

@@ -67,11 +67,9 @@ func (s *site) checkMap(set pools.Set, d holdfast.Disk, img *image, when string)
 			continue
 		}
 		data = append(data, r.Extent)
-		s.mu.Lock()
-		p, ok := s.known[r.Digest]
-		s.mu.Unlock()
+		p := s.plain(r.Digest)
 		switch {
-		case !ok:
+		case p == nil:
 			s.Errorf("%s: map of disk %s names chunk %s, which nobody made", when, d.Name, r.Digest)
 		case int64(r.Skip)+r.Len > int64(len(p)):
 			s.Errorf("%s: map of disk %s names bytes %d to %d of a chunk of %d", when, d.Name, r.Skip, int64(r.Skip)+r.Len, len(p))

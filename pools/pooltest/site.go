@@ -20,12 +20,60 @@ type site struct {
 	T
 	pool pools.Pool
 
+	*book
+
+	mu      sync.Mutex
+	points  []*point         // committed and not deleted
+	coming  *point           // being committed: nobody knows yet
+	going   *point           // being deleted: nobody knows yet
+	deleted []holdfast.SetID // acknowledged
+	made    int              // sets made: the next one's point in time
+}
+
+// A book holds the plaintext of every chunk ever made for a domain, and what makes groups.
+type book struct {
 	mu     sync.Mutex
 	hash   *holdfast.Hasher
-	known  map[holdfast.Digest][]byte // plaintext of every chunk ever made for the pool
+	known  map[holdfast.Digest][]byte
 	codecs []*chunk.Encoder
-	points []*point // committed and not deleted
-	made   int      // sets made; makes ids and times that repeat
+}
+
+func newBook(d holdfast.Domain) *book {
+	b := &book{hash: d.Hasher(), known: map[holdfast.Digest][]byte{}}
+	for _, l := range []chunk.Level{chunk.LevelOff, chunk.LevelFast, chunk.LevelDefault} {
+		b.codecs = append(b.codecs, chunk.NewEncoder(l))
+	}
+	return b
+}
+
+// learn computes a chunk's digest and remembers its bytes.
+func (b *book) learn(p []byte) holdfast.Digest {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	d := b.hash.Sum(p)
+	if b.known[d] == nil {
+		b.known[d] = bytes.Clone(p)
+	}
+	return d
+}
+
+// plain returns the bytes of a chunk, or nil if nobody made it.
+func (b *book) plain(d holdfast.Digest) []byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.known[d]
+}
+
+// group encodes chunks with codec number level of codecs.
+func (b *book) group(level int, chunks ...[]byte) *holdfast.Group {
+	g := chunk.NewBuilder()
+	for _, p := range chunks {
+		g.Add(b.learn(p), p)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	out := g.Encode(b.codecs[level], nil)
+	return &out
 }
 
 // A point is a committed set as it should be: a point in time.
@@ -35,11 +83,7 @@ type point struct {
 }
 
 func newSite(t T, p pools.Pool) *site {
-	s := &site{T: t, pool: p, hash: p.Traits().Domain.Hasher(), known: map[holdfast.Digest][]byte{}}
-	for _, l := range []chunk.Level{chunk.LevelOff, chunk.LevelFast, chunk.LevelDefault} {
-		s.codecs = append(s.codecs, chunk.NewEncoder(l))
-	}
-	return s
+	return &site{T: t, pool: p, book: newBook(p.Traits().Domain)}
 }
 
 // A spec is what a set is to be.
@@ -130,17 +174,22 @@ func (s *site) tryBackup(ctx context.Context, o spec) (*point, error) {
 
 // commit ends a session whose disks are written.
 func (s *site) commit(ctx context.Context, ses pools.Session, m holdfast.Manifest, o spec) (*point, error) {
-	r, err := ses.Commit(ctx, m)
-	if err != nil {
-		return nil, err
-	}
-	p := &point{m: r.Manifest, images: map[holdfast.DiskID]*image{}}
+	p := &point{m: m, images: map[holdfast.DiskID]*image{}}
 	for id, img := range o.images {
 		p.images[id] = img.clone()
 	}
 	s.mu.Lock()
-	s.points = append(s.points, p)
+	s.coming = p
 	s.mu.Unlock()
+	r, err := ses.Commit(ctx, m)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.coming = nil
+	if err != nil {
+		return nil, err
+	}
+	p.m = r.Manifest
+	s.points = append(s.points, p)
 	s.checkReceipt(m, r.Manifest)
 	return p, nil
 }
@@ -214,29 +263,6 @@ func (s *site) write(ctx context.Context, ses pools.Session, m holdfast.Manifest
 	return nil
 }
 
-// learn computes a chunk's digest and remembers its bytes.
-func (s *site) learn(p []byte) holdfast.Digest {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	d := s.hash.Sum(p)
-	if s.known[d] == nil {
-		s.known[d] = bytes.Clone(p)
-	}
-	return d
-}
-
-// group encodes chunks with codec number level of codecs.
-func (s *site) group(level int, chunks ...[]byte) *holdfast.Group {
-	b := chunk.NewBuilder()
-	for _, p := range chunks {
-		b.Add(s.learn(p), p)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	g := b.Encode(s.codecs[level], nil)
-	return &g
-}
-
 // listed returns the ids that the pool lists.
 func (s *site) listed() map[holdfast.SetID]holdfast.Manifest {
 	s.Helper()
@@ -254,14 +280,15 @@ func (s *site) listed() map[holdfast.SetID]holdfast.Manifest {
 // delete deletes a set of the site.
 func (s *site) delete(p *point) {
 	s.Helper()
+	s.mu.Lock()
+	s.going = p
+	s.mu.Unlock()
 	must(s, s.pool.Delete(background, p.m.ID), "delete set %s", p.m.ID)
-	s.forget(p)
-}
-
-func (s *site) forget(p *point) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.going = nil
 	s.points = slices.DeleteFunc(s.points, func(q *point) bool { return q == p })
+	s.deleted = append(s.deleted, p.m.ID)
 }
 
 // collect collects, where the pool can.

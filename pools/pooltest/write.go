@@ -88,6 +88,7 @@ func checkAbort(b *bench) {
 	data := b.data(5000)
 	must(b, w.put(background, 0, data), "put")
 	must(b, w.place(background, 512, data), "place")
+	must(b, w.Close(background), "close disk")
 	must(b, ses.Abort(background), "abort")
 	must(b, ses.Abort(background), "abort again")
 	_, err := b.pool.Open(background, m.ID)

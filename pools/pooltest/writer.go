@@ -82,10 +82,7 @@ func (w *writer) refs(ctx context.Context, refs []holdfast.Ref) error {
 		}
 		if missing[0] {
 			// A pool may not know the chunks of a committed set by their digest. Then they are put again.
-			w.s.mu.Lock()
-			p := w.s.known[r.Digest]
-			w.s.mu.Unlock()
-			if err := w.put(ctx, w.rng.IntN(3), p); err != nil {
+			if err := w.put(ctx, w.rng.IntN(3), w.s.plain(r.Digest)); err != nil {
 				return err
 			}
 		}
@@ -105,6 +102,10 @@ func (w *writer) bytes(ctx context.Context, off int64, p []byte) error {
 		if !isZero(c) {
 			r.Digest = w.s.learn(c)
 			ask, data = append(ask, r.Digest), append(data, c)
+		}
+		if n := len(refs); n > 0 && r.Digest.IsZero() && refs[n-1].Digest.IsZero() {
+			refs[n-1].Len += r.Len // one ref for a run of zeros, as agents place it
+			continue
 		}
 		refs = append(refs, r)
 	}
