@@ -16,7 +16,7 @@ var versions = []struct {
 	golden string
 	what   string
 }{
-	{1, "", "first light: backup, restore, resumption"},
+	{1, "76252e151ccb90f8", "first light: backup, restore, resumption"},
 }
 
 // Versions returns the protocol versions this build speaks, newest first.
