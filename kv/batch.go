@@ -51,6 +51,9 @@ func (b *Batch) note(err error) {
 	}
 }
 
+// Empty reports whether the batch changes nothing.
+func (b *Batch) Empty() bool { return b.b.Empty() }
+
 // Len returns the bytes of the batch: 12 while it is empty.
 func (b *Batch) Len() int { return b.b.Len() }
 
