@@ -1,0 +1,122 @@
+package dedup
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/holdfast-backup/holdfast"
+	"github.com/holdfast-backup/holdfast/fsys"
+	"github.com/holdfast-backup/holdfast/pools"
+	"github.com/holdfast-backup/holdfast/pools/pooltest"
+)
+
+var background = context.Background()
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func defaultChunking(t pooltest.T) holdfast.Chunking {
+	c, err := holdfast.ParseChunking("")
+	if err != nil {
+		t.Fatalf("chunking: %v", err)
+	}
+	return c
+}
+
+// create makes a pool on fs.
+func create(t pooltest.T, fs fsys.FS) holdfast.PoolID {
+	id := holdfast.PoolID{ID: holdfast.NewID()}
+	if err := CreateOn(background, pools.Env{}, fs, id, defaultChunking(t)); err != nil {
+		t.Fatalf("create: %v", err)
+	}
+	return id
+}
+
+func open(t pooltest.T, fs fsys.FS, id holdfast.PoolID) *Pool {
+	p, err := OpenOn(background, pools.Env{}, fs, id)
+	if err != nil {
+		t.Fatalf("open: %v", err)
+	}
+	return p
+}
+
+// place is where a pool of the harness lives.
+type place struct {
+	fs fsys.FS
+	id holdfast.PoolID
+}
+
+// harness makes pools on file systems in memory.
+func harness(t *testing.T) pooltest.Harness {
+	places := map[pools.Pool]place{}
+	reopen := func(t pooltest.T, pl place) pools.Pool {
+		p := open(t, pl.fs, pl.id)
+		places[p] = pl
+		return p
+	}
+	return pooltest.Harness{
+		New: func(t pooltest.T) pools.Pool {
+			fs := fsys.NewMem(1)
+			return reopen(t, place{fs, create(t, fs)})
+		},
+		Reopen: func(t pooltest.T, p pools.Pool) pools.Pool {
+			if err := p.Close(); err != nil {
+				t.Fatalf("close: %v", err)
+			}
+			return reopen(t, places[p])
+		},
+		Crash: func(t pooltest.T, p pools.Pool) pools.Pool {
+			old := places[p]
+			left := old.fs.(*fsys.Mem).Crash(nil, 50)
+			old.fs.(*fsys.Mem).Halt(errors.New("the machine is off"))
+			_ = p.(*Pool).release()
+			return reopen(t, place{left, old.id})
+		},
+		Corrupt: func(t pooltest.T, p pools.Pool) pools.Pool {
+			pl := places[p]
+			if err := p.Close(); err != nil {
+				t.Fatalf("close: %v", err)
+			}
+			corrupt(t, pl.fs)
+			return reopen(t, pl)
+		},
+	}
+}
+
+// corrupt changes stored bytes of the first data chunk of every container.
+func corrupt(t pooltest.T, fs fsys.FS) {
+	names, err := newFolder(fs).list(containersDir)
+	if err != nil || len(names) == 0 {
+		t.Fatalf("%d containers: %v", len(names), err)
+	}
+	flip(t, fs, names[0], 128+64+36+2)
+}
+
+func flip(t pooltest.T, fs fsys.FS, name string, off int64) {
+	f, err := fs.OpenWrite(name)
+	if err != nil {
+		t.Fatalf("corrupt: %v", err)
+	}
+	b := make([]byte, 1)
+	if _, err := f.ReadAt(b, off); err != nil {
+		t.Fatalf("corrupt: %v", err)
+	}
+	b[0] ^= 0x10
+	if _, err := f.WriteAt(b, off); err != nil {
+		t.Fatalf("corrupt: %v", err)
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		t.Fatalf("corrupt: %v", err)
+	}
+}
+
+// TestConformance runs every named check of the Pool interface.
+func TestConformance(t *testing.T) {
+	h := harness(t)
+	for _, c := range pooltest.Checks() {
+		t.Run(strings.ReplaceAll(c.Name, "/", "-"), func(t *testing.T) { c.Run(t, h) })
+	}
+}

@@ -1,0 +1,392 @@
+package dedup
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"iter"
+	"maps"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+
+	"github.com/holdfast-backup/holdfast"
+	"github.com/holdfast-backup/holdfast/ingest/chunk"
+	"github.com/holdfast-backup/holdfast/pools"
+	"github.com/holdfast-backup/holdfast/pools/container"
+)
+
+// A Pool is an open dedup pool. See the package comment; docs/locking.md has the table of its locks.
+type Pool struct {
+	med      medium
+	st       *state
+	sb       *superblock
+	listener holdfast.Listener
+	domain   holdfast.Domain
+	closers  []io.Closer // closed in reverse order
+	footers  footerCache
+	groups   groupCache
+	hashers  sync.Pool // *holdfast.Hasher
+	decoders sync.Pool // *chunk.Decoder
+	encoders sync.Pool // *chunk.Encoder
+	spares   spares    // buffers of reads
+
+	collecting sync.Mutex // held by the one Collect or Verify that runs
+
+	mu       sync.RWMutex // guards everything below; never held over I/O
+	closed   bool
+	index    table
+	slots    []*cont          // by slot; nil once the container is removed
+	byID     map[uint64]*cont // of those that are not removed
+	sessions map[*session]struct{}
+	leases   map[*lease]struct{} // of open sets and of sessions' parents
+	sets     map[holdfast.SetID]setSize
+	begun    map[holdfast.SetID]struct{} // ids of running sessions
+	mark     *marking                    // of the Collect that runs
+	badGen   uint64                      // counts up whenever a chunk is found damaged
+	leftover []*cont                     // removed from the index, their objects could not be removed
+
+	idMu       sync.Mutex // guards the giving of container ids
+	generation uint32     // 0: none yet
+	highest    uint32     // generation seen in a container's id
+	counter    atomic.Uint32
+}
+
+// setSize is what Usage needs of a set; logical is -1 until its record was read.
+type setSize struct{ logical, bytes int64 }
+
+// A lease keeps what a set needs from being collected.
+type lease struct {
+	set   holdfast.SetID
+	roots []diskTree
+}
+
+// A diskTree is one disk's recipe.
+type diskTree struct {
+	root holdfast.Digest
+	size int64
+}
+
+func newPool(env pools.Env, m medium, s *superblock) *Pool {
+	p := &Pool{
+		med: m, sb: s, listener: env.Listener, domain: s.Domain(),
+		byID: map[uint64]*cont{}, sessions: map[*session]struct{}{}, leases: map[*lease]struct{}{},
+		sets: map[holdfast.SetID]setSize{}, begun: map[holdfast.SetID]struct{}{},
+	}
+	p.footers.init(footerCacheBytes)
+	p.groups.init(groupCacheBytes)
+	p.hashers.New = func() any { return p.domain.Hasher() }
+	p.encoders.New = func() any { return chunk.NewEncoder(chunk.LevelDefault) }
+	p.decoders.New = func() any { return chunk.NewDecoder() }
+	return p
+}
+
+// load fills the index: from kv for containers it knows, from footers for the rest.
+func (p *Pool) load(ctx context.Context) error {
+	names, err := p.med.list(containersDir)
+	if err != nil {
+		return err
+	}
+	present := make(map[uint64]bool, len(names))
+	for _, n := range names {
+		if id, ok := containerOfName(n); ok {
+			present[id] = true
+			p.highest = max(p.highest, uint32(id>>32))
+		}
+	}
+	p.st.load(func(r *contRecord) {
+		p.highest = max(p.highest, uint32(r.id>>32))
+		if present[r.id] {
+			p.addRecord(r, nil)
+			delete(present, r.id)
+		} else {
+			p.listener.Emit(holdfast.Event{Type: holdfast.EventChunkCorrupt, Severity: holdfast.Alarm,
+				Text:   fmt.Sprintf("container %s of the pool is not there any more; verify the pool to learn which sets need it", contName(r.id)),
+				Fields: map[string]string{"pool": p.sb.Pool.String(), "container": contName(r.id)}})
+			p.st.drop(r.id)
+		}
+	})
+	for _, id := range slices.Sorted(maps.Keys(present)) {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := p.adopt(id); err != nil {
+			return err
+		}
+	}
+	return p.loadSets()
+}
+
+// adopt enters a container that kv does not know, from its footer. One that is not readable is left alone: its chunks are missing, which
+// Verify reports, and it is never removed, so that a repair can still find it.
+func (p *Pool) adopt(id uint64) error {
+	r, err := p.med.open(contName(id))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = r.Close() }() // only read
+	h, f, err := container.Load(r, r.size())
+	if err == nil && (h.ID != id || h.Pool != p.sb.Pool) {
+		err = holdfast.Errorf(holdfast.Corrupt, "open container", "it is container %x of pool %s", h.ID, h.Pool)
+	}
+	if k := holdfast.KindOf(err); err != nil && k != holdfast.Corrupt {
+		return err
+	} else if err != nil {
+		p.listener.Emit(holdfast.Event{Type: holdfast.EventChunkCorrupt, Severity: holdfast.Alarm,
+			Text:   fmt.Sprintf("container %s is damaged: %v", contName(id), err),
+			Fields: map[string]string{"pool": p.sb.Pool.String(), "container": contName(id)}})
+		return nil
+	}
+	rec := newContRecord(id, r.size(), f)
+	p.addRecord(rec, nil)
+	p.st.put(rec)
+	return nil
+}
+
+func (p *Pool) loadSets() error {
+	names, err := p.med.list(setsDir)
+	for _, n := range names {
+		if id, ok := setOfName(n); ok {
+			p.sets[id] = setSize{logical: -1}
+		}
+	}
+	return err
+}
+
+// Traits implements pools.Pool.
+func (p *Pool) Traits() pools.Traits {
+	return pools.Traits{Kind: poolKind, ID: p.sb.Pool, Order: pools.ByMedium, Dedup: true, Chunking: p.sb.Chunking, Domain: p.domain}
+}
+
+// Open implements pools.Pool.
+func (p *Pool) Open(ctx context.Context, id holdfast.SetID) (pools.Set, error) {
+	s, err := p.openSet(ctx, id)
+	if err != nil {
+		return nil, err // not s: a nil *set is not a nil pools.Set
+	}
+	return s, nil
+}
+
+func (p *Pool) openSet(ctx context.Context, id holdfast.SetID) (*set, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	r, l, err := p.leaseSet(id)
+	if err != nil {
+		return nil, err
+	}
+	return &set{p: p, rec: r, lease: l}, nil
+}
+
+// leaseSet reads a set's record and takes a lease on it. The lease is taken first by name, so that a Collect which begins in
+// between knows of it.
+func (p *Pool) leaseSet(id holdfast.SetID) (*setRecord, *lease, error) {
+	l := &lease{set: id}
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return nil, nil, errClosed("open set")
+	}
+	p.leases[l] = struct{}{}
+	p.mu.Unlock()
+	r, err := p.loadSet(id)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, known := p.sets[id]; err == nil && !known {
+		err = holdfast.Errorf(holdfast.NotExist, "open set", "the pool has no set %s", id)
+	}
+	if err != nil {
+		delete(p.leases, l)
+		return nil, nil, err
+	}
+	for i, d := range r.disks {
+		l.roots = append(l.roots, diskTree{d.root, r.manifest.Disks[i].Size})
+	}
+	if p.mark != nil {
+		p.mark.add(l.roots)
+	}
+	return r, l, nil
+}
+
+func (p *Pool) endLease(l *lease) {
+	p.mu.Lock()
+	delete(p.leases, l)
+	p.mu.Unlock()
+}
+
+func errClosed(op string) error {
+	return holdfast.Errorf(holdfast.Invalid, op, "the pool is closed")
+}
+
+// Delete implements pools.Pool. It takes no space.
+func (p *Pool) Delete(ctx context.Context, id holdfast.SetID) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	size, known := p.sets[id]
+	_, begun := p.begun[id]
+	if p.closed || begun {
+		p.mu.Unlock()
+		if begun {
+			return holdfast.Errorf(holdfast.Busy, "delete set", "set %s is being written", id)
+		}
+		return errClosed("delete set")
+	}
+	delete(p.sets, id) // before the record goes, so that a Collect does not take it for lost
+	p.mu.Unlock()
+	err := p.med.remove(setName(id))
+	if err != nil && known {
+		p.mu.Lock()
+		p.sets[id] = size
+		p.mu.Unlock()
+	}
+	return err
+}
+
+// Sets implements pools.Pool.
+func (p *Pool) Sets(ctx context.Context) iter.Seq2[holdfast.Manifest, error] {
+	return func(yield func(holdfast.Manifest, error) bool) {
+		names, err := p.med.list(setsDir)
+		if err != nil {
+			yield(holdfast.Manifest{}, err)
+			return
+		}
+		for _, n := range names {
+			if err := ctx.Err(); err != nil {
+				yield(holdfast.Manifest{}, err)
+				return
+			}
+			id, ok := setOfName(n)
+			if !ok {
+				if !yield(holdfast.Manifest{}, holdfast.Errorf(holdfast.Corrupt, "list sets", "%q is no name of a set record", n)) {
+					return
+				}
+				continue
+			}
+			r, err := p.loadSet(id)
+			if holdfast.KindOf(err) == holdfast.NotExist && err != nil {
+				continue // deleted meanwhile
+			}
+			var m holdfast.Manifest
+			if err == nil {
+				m = r.manifest
+			}
+			if !yield(m, err) {
+				return
+			}
+		}
+	}
+}
+
+// Usage implements pools.Pool. Sets whose records cannot be read count with nothing.
+func (p *Pool) Usage(ctx context.Context) (pools.Usage, error) {
+	free, size, err := p.med.usage()
+	if err != nil {
+		return pools.Usage{}, err
+	}
+	if err := p.measureSets(ctx); err != nil {
+		return pools.Usage{}, err
+	}
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	u := pools.Usage{Sets: len(p.sets), Free: free, Size: size}
+	for _, s := range p.sets {
+		u.Logical += max(s.logical, 0)
+		u.Stored += s.bytes
+	}
+	for _, c := range p.byID {
+		u.Data += c.plain
+		u.Stored += c.size
+		u.Chunks += int64(c.n)
+		u.Reclaimable += c.reclaimable()
+	}
+	return u, nil
+}
+
+// measureSets reads the records whose sizes are not known yet.
+func (p *Pool) measureSets(ctx context.Context) error {
+	var ask []holdfast.SetID
+	p.mu.RLock()
+	for id, s := range p.sets {
+		if s.logical < 0 {
+			ask = append(ask, id)
+		}
+	}
+	p.mu.RUnlock()
+	for _, id := range ask {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		r, err := p.loadSet(id)
+		if err != nil {
+			continue // counts with nothing; Sets and Verify report it
+		}
+		p.mu.Lock()
+		if _, ok := p.sets[id]; ok {
+			p.sets[id] = sizeOf(r)
+		}
+		p.mu.Unlock()
+	}
+	return nil
+}
+
+func sizeOf(r *setRecord) setSize {
+	s := setSize{bytes: r.bytes}
+	for _, d := range r.manifest.Disks {
+		s.logical += d.Size
+	}
+	return s
+}
+
+// Close implements pools.Pool. It refuses with Busy while sessions or sets are open.
+func (p *Pool) Close() error {
+	p.collecting.Lock() // waits for a Collect to end
+	defer p.collecting.Unlock()
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return nil
+	}
+	if n, m := len(p.sessions), len(p.leases); n+m > 0 {
+		p.mu.Unlock()
+		return holdfast.Errorf(holdfast.Busy, "close pool", "%d sessions and %d sets are open", n, m)
+	}
+	p.closed = true
+	p.mu.Unlock()
+	return p.release()
+}
+
+// release gives back what the open pool holds.
+func (p *Pool) release() error {
+	var first error
+	for _, c := range slices.Backward(p.closers) {
+		if err := c.Close(); err != nil && first == nil {
+			first = classify("close pool", err)
+		}
+	}
+	p.closers = nil
+	return first
+}
+
+// newContainerID gives the next container id. The first one of a process makes a new generation durable.
+func (p *Pool) newContainerID() (uint64, error) {
+	p.idMu.Lock()
+	defer p.idMu.Unlock()
+	if p.generation == 0 {
+		g, err := nextGeneration(p.med, p.highest)
+		if err != nil {
+			return 0, err
+		}
+		p.generation = g
+	}
+	n := p.counter.Add(1)
+	return uint64(p.generation)<<32 | uint64(n), nil
+}
+
+func (p *Pool) hasher() *holdfast.Hasher { return p.hashers.Get().(*holdfast.Hasher) }
+func (p *Pool) encoder() *chunk.Encoder  { return p.encoders.Get().(*chunk.Encoder) }
+func (p *Pool) decoder() *chunk.Decoder  { return p.decoders.Get().(*chunk.Decoder) }
+func hex16(id uint64) string             { return fmt.Sprintf("%016x", id) }
+func parseHex(s string) (uint64, error)  { return strconv.ParseUint(s, 16, 64) }

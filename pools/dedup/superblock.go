@@ -1,0 +1,177 @@
+package dedup
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/json"
+	"hash/crc32"
+	"time"
+
+	"github.com/holdfast-backup/holdfast"
+)
+
+// The superblock names the pool. It is written once, in two copies; nothing in it ever changes.
+const (
+	superblockName = "HOLDFAST"
+	superblockCopy = "HOLDFAST.copy"
+	ownerName      = "OWNER"
+	frameMagic     = "HFASTSB1"
+	maxFrame       = 64 << 10
+	formatVersion  = 1
+	poolKind       = "dedup"
+)
+
+// superblock is the JSON inside the frame {magic, length, crc32c}.
+type superblock struct {
+	Format   int               `json:"format"`
+	Kind     string            `json:"kind"`
+	Compat   uint32            `json:"compat"`   // feature bits a reader may ignore
+	ROCompat uint32            `json:"rocompat"` // one that does not know a bit may read only
+	Incompat uint32            `json:"incompat"` // one that does not know a bit must refuse
+	Pool     holdfast.PoolID   `json:"pool"`
+	Chunking holdfast.Chunking `json:"chunking"`
+	Key      []byte            `json:"domain_key"`
+	Created  time.Time         `json:"created"`
+}
+
+func newSuperblock(id holdfast.PoolID, c holdfast.Chunking, now time.Time) (*superblock, error) {
+	if id.IsZero() {
+		return nil, holdfast.Errorf(holdfast.Invalid, "create pool", "no pool id")
+	}
+	if err := c.Check(); err != nil {
+		return nil, err
+	}
+	var secret [40]byte
+	_, _ = rand.Read(secret[:]) // never fails since Go 1.24
+	if c.Mode != holdfast.ModeFixed && c.Seed == 0 {
+		c.Seed = max(binary.LittleEndian.Uint64(secret[32:]), 1)
+	}
+	return &superblock{Format: formatVersion, Kind: poolKind, Pool: id, Chunking: c, Key: secret[:32], Created: now.UTC()}, nil
+}
+
+// Domain returns the domain of the pool's digests.
+func (s *superblock) Domain() holdfast.Domain { return holdfast.Domain{Key: [32]byte(s.Key)} }
+
+func (s *superblock) encode() ([]byte, error) {
+	j, err := json.Marshal(s)
+	if err != nil {
+		return nil, holdfast.Errorf(holdfast.Internal, "encode superblock", "%w", err)
+	}
+	return appendFrame(nil, j), nil
+}
+
+func parseSuperblock(b []byte) (*superblock, error) {
+	const op = "read superblock"
+	j, err := parseFrame(b)
+	if err != nil {
+		return nil, err
+	}
+	var s superblock
+	dec := json.NewDecoder(bytes.NewReader(j))
+	if err := dec.Decode(&s); err != nil {
+		return nil, holdfast.Errorf(holdfast.Corrupt, op, "%w", err)
+	}
+	if s.Format != formatVersion || s.Incompat != 0 || s.ROCompat != 0 || s.Kind != poolKind {
+		return nil, holdfast.Errorf(holdfast.Unsupported, op, "a %q pool of format %d with features %#x/%#x", s.Kind, s.Format, s.ROCompat, s.Incompat).
+			Advise("open the pool with a newer version of Holdfast")
+	}
+	if len(s.Key) != 32 || s.Pool.IsZero() {
+		return nil, holdfast.Errorf(holdfast.Corrupt, op, "no key or no id")
+	}
+	return &s, s.Chunking.Check()
+}
+
+// appendFrame wraps small JSON: magic, length, JSON, crc32c of all before.
+func appendFrame(b, j []byte) []byte {
+	at := len(b)
+	b = append(b, frameMagic...)
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(j)))
+	b = append(b, j...)
+	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b[at:], castagnoli))
+}
+
+func parseFrame(b []byte) ([]byte, error) {
+	if len(b) < 16 || len(b) > maxFrame || string(b[:8]) != frameMagic || int(binary.LittleEndian.Uint32(b[8:])) != len(b)-16 ||
+		binary.LittleEndian.Uint32(b[len(b)-4:]) != crc32.Checksum(b[:len(b)-4], castagnoli) {
+		return nil, holdfast.Errorf(holdfast.Corrupt, "read frame", "the frame's length or checksum is wrong")
+	}
+	return b[12 : len(b)-4], nil
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// writeSuperblock makes a pool out of an empty medium.
+func writeSuperblock(m medium, s *superblock) error {
+	for _, name := range []string{superblockName, superblockCopy} {
+		ok, err := m.exists(name)
+		if err != nil {
+			return err
+		}
+		if ok && name == superblockName {
+			return holdfast.Errorf(holdfast.Exist, "create pool", "there is a pool already").Advise("open it, or choose another place")
+		}
+	}
+	b, err := s.encode()
+	if err != nil {
+		return err
+	}
+	// The copy goes first: a crash in between leaves a place without HOLDFAST, which can be created again.
+	for _, name := range []string{superblockCopy, superblockName} {
+		if err := writeAll(m, name, b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readSuperblock reads the superblock or its copy.
+func readSuperblock(m medium) (*superblock, error) {
+	var first error
+	for _, name := range []string{superblockName, superblockCopy} {
+		b, err := readAll(m, name, maxFrame)
+		if err == nil {
+			var s *superblock
+			if s, err = parseSuperblock(b); err == nil {
+				return s, nil
+			}
+		}
+		if first == nil || holdfast.KindOf(first) == holdfast.NotExist && holdfast.KindOf(err) != holdfast.NotExist {
+			first = err
+		}
+	}
+	if holdfast.KindOf(first) == holdfast.NotExist {
+		return nil, holdfast.Errorf(holdfast.NotExist, "open pool", "there is no dedup pool here").Advise("look whether the pool's disk is mounted")
+	}
+	return nil, first
+}
+
+// owner counts who wrote to the pool: the upper half of container ids, so that none is ever used twice, whatever else is lost.
+type owner struct {
+	Generation uint32 `json:"generation"`
+}
+
+// nextGeneration makes a new generation durable. highest is the highest one seen in a container's id.
+func nextGeneration(m medium, highest uint32) (uint32, error) {
+	var o owner
+	b, err := readAll(m, ownerName, maxFrame)
+	switch {
+	case err == nil:
+		j, err := parseFrame(b)
+		if err == nil {
+			err = json.Unmarshal(j, &o)
+		}
+		if err != nil {
+			// Both the ids there are and a rewritten file come after this: skipping far ahead is as good as knowing.
+			o.Generation = highest + 1<<16
+		}
+	case holdfast.KindOf(err) != holdfast.NotExist:
+		return 0, err
+	}
+	o.Generation = max(o.Generation, highest) + 1
+	j, err := json.Marshal(o)
+	if err != nil {
+		return 0, holdfast.Errorf(holdfast.Internal, "encode owner", "%w", err)
+	}
+	return o.Generation, writeAll(m, ownerName, appendFrame(nil, j))
+}
