@@ -65,11 +65,11 @@ func (h *Host) OpenDisk(ctx context.Context, vm string, no int) (*LiveDisk, erro
 	if err != nil {
 		return nil, err
 	}
-	if no < 0 || no >= len(f.Disks) {
-		return nil, holdfast.Errorf(holdfast.NotExist, "open disk", "VM %q has %d disks; there is no disk %d", f.Name, len(f.Disks), no).
-			Advise("disks are counted from 0")
+	e, err := f.numbered("open disk", no)
+	if err != nil {
+		return nil, err
 	}
-	id := f.Disks[no].ID
+	id := e.ID
 	server, err := tryLock(filepath.Join(dir, serverLock(id)), exclusive)
 	if errors.Is(err, errLocked) {
 		return nil, holdfast.Errorf(holdfast.Busy, "open disk", "disk %d of VM %q is served already", no, f.Name).

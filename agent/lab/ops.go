@@ -60,9 +60,12 @@ func (h *Host) Revert(ctx context.Context, vm string, id holdfast.ID) error {
 func (h *Host) Resize(ctx context.Context, vm string, no int, size int64) error {
 	const op = "resize disk"
 	return h.changeIdle(ctx, op, vm, func(dir string, f *vmFile) error {
-		d, err := f.simpleDisk(op, no)
+		d, err := f.numbered(op, no)
 		if err != nil {
 			return err
+		}
+		if len(f.Checkpoints) > 0 {
+			return holdfast.Errorf(holdfast.Busy, op, "VM %q has checkpoints", f.Name).Advise("a disk with checkpoints cannot be resized")
 		}
 		// Lost first: a kill in between costs a full read, never a wrong delta.
 		f.lose(d.ID, lostResized)
@@ -80,11 +83,12 @@ func (h *Host) Resize(ctx context.Context, vm string, no int, size int64) error 
 	})
 }
 
-// Swap puts a copy of another VHDX in the place of a disk. The old disk's file stays in the folder and is no part of the VM.
+// Swap puts a copy of another VHDX in the place of a disk. The old disk's own file stays in the folder and is no part of the VM
+// any more; what user checkpoints had put on top of it is removed, and they cannot be applied any more.
 func (h *Host) Swap(ctx context.Context, vm string, no int, file string) error {
 	const op = "swap disk"
 	return h.changeIdle(ctx, op, vm, func(dir string, f *vmFile) error {
-		d, err := f.simpleDisk(op, no)
+		d, err := f.numbered(op, no)
 		if err != nil {
 			return err
 		}
@@ -94,6 +98,9 @@ func (h *Host) Swap(ctx context.Context, vm string, no int, file string) error {
 		}
 		if o := f.disk(e.ID); o != nil && o != d {
 			return holdfast.Errorf(holdfast.Exist, op, "the VM has disk %s already", e.ID)
+		}
+		for _, c := range f.Checkpoints {
+			delete(c.Frozen, d.ID)
 		}
 		if f.Reference != nil {
 			delete(f.Reference.Disks, e.ID)
@@ -122,13 +129,10 @@ func (h *Host) changeIdle(ctx context.Context, op, vm string, fn func(dir string
 	})
 }
 
-// simpleDisk returns disk no of a VM without checkpoints.
-func (f *vmFile) simpleDisk(op string, no int) (*diskEntry, error) {
+// numbered returns disk no.
+func (f *vmFile) numbered(op string, no int) (*diskEntry, error) {
 	if no < 0 || no >= len(f.Disks) {
 		return nil, holdfast.Errorf(holdfast.NotExist, op, "VM %q has %d disks; there is no disk %d", f.Name, len(f.Disks), no).Advise("disks are counted from 0")
-	}
-	if len(f.Checkpoints) > 0 {
-		return nil, holdfast.Errorf(holdfast.Busy, op, "VM %q has checkpoints", f.Name).Advise("a disk with checkpoints can be neither resized nor swapped")
 	}
 	return &f.Disks[no], nil
 }
