@@ -11,6 +11,7 @@ import (
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/fsys"
 	"github.com/holdfast-backup/holdfast/pools"
+	"github.com/holdfast-backup/holdfast/pools/container"
 	"github.com/holdfast-backup/holdfast/pools/pooltest"
 )
 
@@ -86,13 +87,25 @@ func harness(t *testing.T) pooltest.Harness {
 	}
 }
 
-// corrupt changes stored bytes of the first data chunk of every container.
+// corrupt changes stored bytes of a data chunk in the first container.
 func corrupt(t pooltest.T, fs fsys.FS) {
-	names, err := newFolder(fs).list(containersDir)
+	m := newFolder(fs)
+	names, err := m.list(containersDir)
 	if err != nil || len(names) == 0 {
 		t.Fatalf("%d containers: %v", len(names), err)
 	}
-	flip(t, fs, names[0], 128+64+36+2)
+	r, err := m.open(names[0])
+	if err != nil {
+		t.Fatalf("corrupt: %v", err)
+	}
+	_, f, err := container.Load(r, r.size())
+	if err != nil {
+		t.Fatalf("corrupt: %v", err)
+	}
+	if err := r.Close(); err != nil {
+		t.Fatalf("corrupt: %v", err)
+	}
+	flip(t, fs, names[0], f.Groups[0].PayloadOff())
 }
 
 func flip(t pooltest.T, fs fsys.FS, name string, off int64) {

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/holdfast-backup/holdfast"
+	"github.com/holdfast-backup/holdfast/ingest/chunk"
 	"github.com/holdfast-backup/holdfast/pools"
 	"github.com/holdfast-backup/holdfast/pools/container"
 )
@@ -22,7 +23,7 @@ const (
 // decodes it and compares each chunk's digest; then it walks the sets and says which bytes of which disks are hit. Chunks found
 // damaged leave deduplication at once; chunks that were marked as damaged and are whole come back.
 func (p *Pool) Verify(ctx context.Context, o pools.VerifyOptions) (pools.VerifyReport, error) {
-	v := &verifier{p: p, ctx: ctx, progress: o.Progress, clean: map[holdfast.Digest]struct{}{}}
+	v := &verifier{p: p, ctx: ctx, progress: o.Progress, clean: map[holdfast.Digest]struct{}{}, cause: map[holdfast.Digest]*finding{}}
 	v.rep.Damaged = []pools.Damage{}
 	defer v.close()
 	if err := v.open(o.Sets); err != nil {
@@ -45,7 +46,18 @@ func (p *Pool) Verify(ctx context.Context, o pools.VerifyOptions) (pools.VerifyR
 		}
 		v.rep.Sets++
 	}
+	for _, f := range v.found {
+		if !f.named && len(o.Sets) == 0 {
+			v.damage(f.Damage)
+		}
+	}
 	return v.rep, nil
+}
+
+// A finding is damage in a container. It becomes a part of the report by the sets that need its chunks, or by itself where none does.
+type finding struct {
+	pools.Damage
+	named bool // by a set
 }
 
 // A verifier is one Verify under way.
@@ -56,10 +68,12 @@ type verifier struct {
 	sets     []*set
 	clean    map[holdfast.Digest]struct{} // nodes below which nothing is damaged
 
-	mu   sync.Mutex // guards the report while containers are read
-	rep  pools.VerifyReport
-	all  int64
-	done int64
+	mu    sync.Mutex // guards what follows while containers are read
+	found []*finding // damage in containers
+	cause map[holdfast.Digest]*finding
+	rep   pools.VerifyReport
+	all   int64
+	done  int64
 }
 
 func (v *verifier) close() {
@@ -279,31 +293,30 @@ func (v *verifier) container(c *cont, buf []byte) error {
 		}
 		for ; i < end; i++ {
 			g := &f.Groups[i]
-			plain = v.group(c, f, uint32(i), block[g.Off-from:g.End()-from], func(p []byte) ([]byte, error) {
-				group := holdfast.Group{Codec: g.Codec, Chunks: f.Pieces(nil, uint32(i)), Payload: p}
-				out, err := dec.Decode(&group, plain)
-				if g.Codec == holdfast.Plain || err != nil {
-					return out, err
-				}
-				return out, nil
-			}, hs, plain)
+			plain = v.group(c, f, uint32(i), block[g.Off-from:g.End()-from], dec, hs, plain)
 		}
 		v.step(int64(len(block)))
 	}
 	return nil
 }
 
-// group checks one record and returns a buffer for the next one's plaintext.
-func (v *verifier) group(c *cont, f *container.Footer, i uint32, rec []byte, decode func([]byte) ([]byte, error), hs *holdfast.Hasher, buf []byte) []byte {
+// group checks one record and returns a buffer for the next one's plaintext. Chunks whose payload is whole are whole, whatever
+// became of the record's head, which only a rescue reads: that is reported, and the chunks stay.
+func (v *verifier) group(c *cont, f *container.Footer, i uint32, rec []byte, dec *chunk.Decoder, hs *holdfast.Hasher, buf []byte) []byte {
 	g := &f.Groups[i]
-	err := f.CheckRecord(i, rec)
+	payload := rec[g.PayloadOff()-g.Off:][:g.Stored]
+	err := g.Check(payload)
 	var plain []byte
 	if err == nil {
-		plain, err = decode(rec[g.PayloadOff()-g.Off:][:g.Stored])
+		group := holdfast.Group{Codec: g.Codec, Chunks: f.Pieces(nil, i), Payload: payload}
+		plain, err = dec.Decode(&group, buf)
 	}
 	if err != nil {
 		v.bad(c, f, groupOrdinals(g), err)
 		return buf
+	}
+	if err := f.CheckRecord(i, rec); err != nil {
+		v.note(c, f, nil, "the chunks are whole, but "+err.Error())
 	}
 	var good []uint32
 	for _, o := range groupOrdinals(g) {
@@ -347,15 +360,29 @@ func allOrdinals(n uint32) []uint32 {
 	return out
 }
 
-// bad notes damaged chunks: in the pool, so that they are not relied on any more, and in the report, once for each container; which
-// sets they hit is found by walking the sets.
+// bad notes damaged chunks: in the pool, so that they are not relied on any more, and for the report. f is nil where the footer cannot be
+// read; then which chunks they were is found by walking the sets.
 func (v *verifier) bad(c *cont, f *container.Footer, ordinals []uint32, err error) {
 	v.p.markBad(c, ordinals, err)
-	d := pools.Damage{Where: contName(c.id), Text: err.Error()}
+	v.note(c, f, ordinals, err.Error())
+}
+
+func (v *verifier) note(c *cont, f *container.Footer, ordinals []uint32, text string) {
+	n := &finding{Damage: pools.Damage{Where: contName(c.id), Text: text}}
 	if f != nil && len(ordinals) == 1 {
-		d.Digest = f.Chunks[ordinals[0]].Digest
+		n.Digest = f.Chunks[ordinals[0]].Digest
 	}
-	v.damage(d)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if len(v.found) == maxDamage {
+		return
+	}
+	v.found = append(v.found, n)
+	for _, o := range ordinals {
+		if f != nil {
+			v.cause[f.Chunks[o].Digest] = n
+		}
+	}
 }
 
 // set walks a set and reports what of it is damaged.
@@ -453,6 +480,10 @@ func (w *diskCheck) hit(d holdfast.Digest, e holdfast.Extent, text string) {
 	h := w.hits[d]
 	if h == nil {
 		h = &pools.Damage{Where: setName(m.ID), Digest: d, Set: m.ID, VM: m.VM.Name, Disk: w.disk.Name, Text: text}
+		if c := w.v.cause[d]; c != nil {
+			c.named = true
+			h.Where, h.Text = c.Where, c.Text
+		}
 		w.hits[d] = h
 	}
 	if k := len(h.Extents); k > 0 && h.Extents[k-1].End() == e.Off {
