@@ -58,14 +58,26 @@ func (osFS) Open(path string, mode openMode) (file, error) {
 	if err != nil {
 		return nil, err
 	}
-	return osFile{f}, nil
+	return osFile{f, mode != modeRead}, nil
 }
 
 func (osFS) Remove(path string) error { return os.Remove(path) }
 
 func (osFS) SyncDir(dir string) error { return syncDir(dir) }
 
-type osFile struct{ *os.File }
+type osFile struct {
+	*os.File
+	locked bool
+}
+
+// Close gives the lock back before the file: a child process being started just now holds a copy of the descriptor until its
+// exec, and with it the lock.
+func (f osFile) Close() error {
+	if f.locked {
+		return errors.Join(unlockOS(f.File), f.File.Close())
+	}
+	return f.File.Close()
+}
 
 func (f osFile) Size() (int64, error) {
 	st, err := f.Stat()

@@ -33,6 +33,9 @@ func openOS(path string, mode openMode) (*os.File, error) {
 	return f, nil
 }
 
+// unlockOS gives back the lock that openOS took.
+func unlockOS(f *os.File) error { return syscall.Flock(int(f.Fd()), syscall.LOCK_UN) }
+
 func syncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {

@@ -36,6 +36,9 @@ func openOS(path string, mode openMode) (*os.File, error) {
 	return os.NewFile(uintptr(h), path), nil
 }
 
+// unlockOS has nothing to do: there is no lock apart from the open file.
+func unlockOS(*os.File) error { return nil }
+
 // syncDir has nothing to do: NTFS journals names.
 func syncDir(string) error { return nil }
 
