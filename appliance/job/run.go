@@ -1,0 +1,136 @@
+package job
+
+import (
+	"encoding/json"
+	"slices"
+	"time"
+
+	"github.com/holdfast-backup/holdfast"
+	"github.com/holdfast-backup/holdfast/catalog"
+	"github.com/holdfast-backup/holdfast/ingest/wire"
+)
+
+// A Spec is what a run was asked to do; it is kept with the run.
+type Spec struct {
+	Pool     holdfast.PoolID `json:"pool,omitzero"`
+	PoolName string          `json:"pool_name,omitempty"`
+	Full     bool            `json:"full,omitempty"` // backup: read everything
+	Set      holdfast.SetID  `json:"set,omitzero"`   // restore: which
+	Dir      string          `json:"dir,omitempty"`  // restore: folder on the host
+	Name     string          `json:"name,omitempty"` // restore: of the new VM
+}
+
+// A View is a run as it stands, with what only memory knows of it.
+type View struct {
+	catalog.Run
+	Spec Spec
+	Live map[holdfast.TaskID]Live // of tasks that have not ended, and notes of those that have
+}
+
+// Live is how a task goes.
+type Live struct {
+	Phase string
+	Note  string
+}
+
+// An Assignment is what the data door needs to know of a task that an agent speaks of.
+type Assignment struct {
+	Task holdfast.TaskID
+	Run  holdfast.RunID
+	Kind string // wire.TaskBackup or wire.TaskRestore
+	VM   holdfast.VMID
+	Spec Spec
+}
+
+// run is a run under way (Engine.mu).
+type run struct {
+	rec       catalog.Run
+	spec      Spec
+	tasks     []*task
+	cancelled bool
+	done      chan struct{} // closed when it is over and recorded
+	over      bool
+	dirty     bool // the record has changes that are not in the catalog yet
+}
+
+// task is one VM's part of a run (Engine.mu).
+type task struct {
+	run   *run
+	host  *host
+	rec   *catalog.Task
+	phase string
+	note  string
+	sent  bool // a notice went to the agent
+	heard bool // the agent on the current stream spoke of it
+}
+
+func (r *run) view() View {
+	v := View{Run: r.rec, Spec: r.spec, Live: make(map[holdfast.TaskID]Live, len(r.tasks))}
+	v.Tasks = slices.Clone(r.rec.Tasks)
+	for i := range v.Tasks {
+		v.Tasks[i].Disks = slices.Clone(v.Tasks[i].Disks)
+	}
+	for _, t := range r.tasks {
+		v.Live[t.rec.ID] = Live{t.phase, t.note}
+	}
+	return v
+}
+
+// viewOf makes a view of a run that only the catalog knows.
+func viewOf(rec catalog.Run) (View, error) {
+	v := View{Run: rec}
+	if len(rec.Spec) > 0 {
+		if err := json.Unmarshal(rec.Spec, &v.Spec); err != nil {
+			return v, holdfast.Errorf(holdfast.Corrupt, "read run", "%s: %w", rec.ID, err)
+		}
+	}
+	return v, nil
+}
+
+// end gives a task its last state. err decides between done, failed and cancelled. It reports whether the task was still open.
+func (t *task) end(now time.Time, err error) bool {
+	if t.rec.State.Ended() {
+		return false
+	}
+	t.rec.Ended = now
+	switch {
+	case err == nil:
+		if t.rec.State == catalog.RunQueued { // it ended before it was seen to begin
+			t.rec.Started = now
+			t.rec.State = catalog.RunRunning
+		}
+		t.rec.State = catalog.RunDone
+	case holdfast.KindOf(err) == holdfast.Cancelled || t.run.cancelled:
+		t.rec.State, t.rec.Error = catalog.RunCancelled, catalog.NewTaskError(err)
+	default:
+		t.rec.State, t.rec.Error = catalog.RunFailed, catalog.NewTaskError(err)
+	}
+	t.run.dirty = true
+	return true
+}
+
+// outcome is the state of a run whose tasks have all ended.
+func (r *run) outcome() catalog.RunState {
+	count := map[catalog.RunState]int{}
+	for _, t := range r.tasks {
+		count[t.rec.State]++
+	}
+	switch n := len(r.tasks); {
+	case count[catalog.RunDone] == n:
+		return catalog.RunDone
+	case r.cancelled || count[catalog.RunCancelled] == n:
+		return catalog.RunCancelled
+	case count[catalog.RunDone] > 0:
+		return catalog.RunPartial
+	}
+	return catalog.RunFailed
+}
+
+// wireTask is the task as its agent gets it.
+func (t *task) wireTask() *wire.Task {
+	w := &wire.Task{ID: t.rec.ID, Run: t.run.rec.ID, Kind: wire.TaskBackup, VM: t.rec.VM}
+	if t.run.rec.Kind == catalog.RunRestore {
+		w.Kind, w.Dir, w.Name = wire.TaskRestore, t.run.spec.Dir, t.run.spec.Name
+	}
+	return w
+}
