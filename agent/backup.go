@@ -106,7 +106,7 @@ func (b *backup) run(ctx context.Context) (err error) {
 	for i := range haves {
 		haves[i] = make(chan wire.Message, maxSlabs+1)
 	}
-	stop := b.x.receive(ctx, func(m wire.Message) error { return route(haves, m) })
+	stop := b.x.receive(ctx, func(_ context.Context, m wire.Message) error { return route(haves, m) })
 	defer stop()
 	if err := b.disks(ctx, haves); err != nil {
 		return err

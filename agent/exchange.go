@@ -58,7 +58,7 @@ func unexpected(m wire.Message) error {
 
 // receive starts the receiver: messages that end a phase go to wait, all others to handle, which owns them and decides how long
 // the link waits. What goes wrong ends the task. stop ends the receiver and waits for it.
-func (x *exchange) receive(ctx context.Context, handle func(wire.Message) error) (stop func()) {
+func (x *exchange) receive(ctx context.Context, handle func(context.Context, wire.Message) error) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	x.answers = make(chan wire.Message, 4)
 	over := make(chan struct{})
@@ -71,7 +71,7 @@ func (x *exchange) receive(ctx context.Context, handle func(wire.Message) error)
 				case wire.TypeCommitted, wire.TypeTracked:
 					err = pass(ctx, x.answers, m)
 				default:
-					err = handle(m)
+					err = handle(ctx, m)
 				}
 			}
 			if err != nil {

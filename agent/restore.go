@@ -66,7 +66,7 @@ func (a *Agent) build(ctx context.Context, r *running, x *exchange, opened *wire
 	for i := range ds.disks {
 		ds.disks[i] = make(chan wire.Message)
 	}
-	stop := x.receive(ctx, func(m wire.Message) error { return ds.route(ctx, m) })
+	stop := x.receive(ctx, ds.route)
 	defer stop()
 	atOnce := r.task.Disks
 	if atOnce <= 0 {
