@@ -185,6 +185,21 @@ func (f *Fault) take(s *faultSpace, want int64) int64 {
 	return s.bytes
 }
 
+// reserve gives the account want bytes in all, or nothing more if they are not free.
+func (f *Fault) reserve(s *faultSpace, want int64) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	more := max(want-s.bytes, 0)
+	if f.limited {
+		if more > f.free {
+			return false
+		}
+		f.free -= more
+	}
+	s.bytes += more
+	return true
+}
+
 // drop gives back what the name held, if it was the file's last. The lock is held.
 func (f *Fault) drop(name string, size int64) {
 	name = path.Clean(name)
@@ -431,7 +446,7 @@ func (w *faultFile) Preallocate(size int64) error {
 	if err := w.f.check(OpPreallocate, w.name); err != nil {
 		return err
 	}
-	if w.f.take(w.space, size) < size {
+	if !w.f.reserve(w.space, size) {
 		return pathErr("preallocate", w.name, syscall.ENOSPC)
 	}
 	return w.File.Preallocate(size)
