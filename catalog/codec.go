@@ -59,10 +59,15 @@ func encode(k *kind, v any) ([]byte, error) {
 	if len(body) > MaxRecordBytes {
 		return nil, holdfast.Errorf(holdfast.Invalid, "encode "+k.name, "%d bytes; at most %d are allowed", len(body), MaxRecordBytes)
 	}
+	return frame(k.typ, k.version, body), nil
+}
+
+// frame puts a record together.
+func frame(typ, version byte, body []byte) []byte {
 	rec := make([]byte, 0, recordHead+len(body)+recordTail)
-	rec = append(rec, k.typ, k.version)
+	rec = append(rec, typ, version)
 	rec = append(rec, body...)
-	return binary.LittleEndian.AppendUint32(rec, crc32.Checksum(rec, castagnoli)), nil
+	return binary.LittleEndian.AppendUint32(rec, crc32.Checksum(rec, castagnoli))
 }
 
 // decode reads a record into v, bringing an earlier version up to date. Errors name the record by its key.
