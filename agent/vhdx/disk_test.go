@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"testing"
 
@@ -313,4 +314,19 @@ func TestGoldenFileReadsAsEver(t *testing.T) {
 		t.Fatal(i)
 	}
 	qemuImg(t, "check", path)
+}
+
+func TestSparseFixedDiskHasAMap(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a")
+	newDisk(t, osFS{}, path, CreateOptions{Size: 256 * mib, Subformat: "fixed"}, 100*mib, []byte("x"))
+	d := must1(Open(path))(t)
+	defer d.Close()
+	want := int64(256 * mib)
+	if runtime.GOOS == "linux" {
+		want = mib // a file system's own granule is far smaller
+	}
+	ext := must1(d.Allocated())(t)
+	if n := ext.Total(); n == 0 || n > want {
+		t.Fatalf("%d bytes may hold data: %v", n, ext)
+	}
 }

@@ -98,8 +98,13 @@ type params struct {
 	locator           locator
 }
 
+// ratioShift is the base-two logarithm of the chunk ratio: all sizes it comes from are powers of two.
+func (p params) ratioShift() int {
+	return 23 + bits.TrailingZeros32(p.logical) - bits.TrailingZeros64(uint64(p.blockSize))
+}
+
 // chunkRatio is the number of payload blocks one sector bitmap covers.
-func (p params) chunkRatio() int64 { return (1 << 23) * int64(p.logical) / p.blockSize }
+func (p params) chunkRatio() int64 { return 1 << p.ratioShift() }
 
 func (p params) blocks() int64 { return (p.size + p.blockSize - 1) / p.blockSize }
 
@@ -112,7 +117,7 @@ func (p params) entries() int64 {
 }
 
 // payloadIndex and bitmapIndex give the place of a block and of its sector bitmap in the block table.
-func (p params) payloadIndex(block int64) int64 { return block + block/p.chunkRatio() }
+func (p params) payloadIndex(block int64) int64 { return block + block>>p.ratioShift() }
 func (p params) bitmapIndex(block int64) int64 {
 	return block/p.chunkRatio()*(p.chunkRatio()+1) + p.chunkRatio()
 }

@@ -139,7 +139,7 @@ func generate(t *testing.T, seed uint64, dir string) generated {
 	r := rand.New(rand.NewPCG(seed, 11))
 	block := uint32(1) << (20 + r.IntN(9))
 	sector := []uint32{512, 4096}[r.IntN(2)]
-	size := (1 + r.Int64N([]int64{8 << 20, 200 << 20, 3 << 30, 5 << 40}[r.IntN(4)])) * int64(sector)
+	size := (1 + r.Int64N([]int64{8 << 20, 200 << 20, 3 << 30, 1 << 40}[r.IntN(4)])) * int64(sector)
 	size = max(int64(sector), size/512/int64(sector)*int64(sector))
 	o := CreateOptions{Size: size, Subformat: []string{"dynamic", "dynamic", "fixed"}[r.IntN(3)], BlockSize: block, LogicalSector: sector,
 		PhysicalSector: []uint32{0, 512, 4096}[r.IntN(3)]}
