@@ -96,12 +96,8 @@ func describe(dir string, f *vmFile) hv.VM {
 // state returns "running" for a VM that is said to run or whose disk is being served.
 func (f *vmFile) state(dir string) string {
 	for _, d := range f.Disks {
-		l, err := tryLock(filepath.Join(dir, serverLock(d.ID)), exclusive)
-		if errors.Is(err, errLocked) {
+		if isTaken(filepath.Join(dir, serverLock(d.ID))) {
 			return stateRunning
-		}
-		if err == nil {
-			l.unlock()
 		}
 	}
 	return f.State

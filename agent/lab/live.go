@@ -70,8 +70,8 @@ func (h *Host) OpenDisk(ctx context.Context, vm string, no int) (*LiveDisk, erro
 		return nil, err
 	}
 	id := e.ID
-	server, err := tryLock(filepath.Join(dir, serverLock(id)), exclusive)
-	if errors.Is(err, errLocked) {
+	server, err := waitLockFor(ctx, h.clock, dir, serverLock(id), exclusive, lockLook)
+	if holdfast.KindOf(err) == holdfast.Busy {
 		return nil, holdfast.Errorf(holdfast.Busy, "open disk", "disk %d of VM %q is served already", no, f.Name).
 			Advise("use the server that is running, or stop it")
 	}

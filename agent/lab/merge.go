@@ -207,14 +207,9 @@ func (h *Host) Leftovers(context.Context) ([]hv.Leftover, error) {
 		if cp == nil {
 			return nil
 		}
-		l, err := tryLock(filepath.Join(dir, ownerLock(cp.ID)), exclusive)
-		if errors.Is(err, errLocked) {
+		if isTaken(filepath.Join(dir, ownerLock(cp.ID))) {
 			return nil
 		}
-		if err != nil {
-			return err
-		}
-		l.unlock()
 		out = append(out, &leftover{host: h, dir: dir, vm: f.ID, tag: cp.Tag})
 		return nil
 	})

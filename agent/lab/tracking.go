@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io/fs"
-	"math/bits"
 	"os"
 	"path/filepath"
 	"sync"
@@ -136,15 +135,6 @@ func (b bitset) extents(off, n int64) holdfast.Extents {
 	return es.Intersect(holdfast.Extents{{Off: off, Len: n}})
 }
 
-// count returns the number of set bits.
-func (b bitset) count() int {
-	n := 0
-	for _, v := range b {
-		n += bits.OnesCount8(v)
-	}
-	return n
-}
-
 func trackPath(dir string, disk holdfast.DiskID, epoch uint64) string {
 	return filepath.Join(dir, trackingDir, fmt.Sprintf("%s-%d.track", disk, epoch))
 }
@@ -154,7 +144,7 @@ func createTrack(dir string, epoch uint64, i vhdx.Info) error {
 	if err := os.MkdirAll(filepath.Join(dir, trackingDir), 0o700); err != nil {
 		return fileError("create change tracking record", err)
 	}
-	f, err := os.Create(trackPath(dir, i.DiskID, epoch))
+	f, err := os.OpenFile(trackPath(dir, i.DiskID, epoch), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return fileError("create change tracking record", err)
 	}
