@@ -320,14 +320,14 @@ func TestFailuresLeaveNothing(t *testing.T) {
 	fail := func(kind wire.Type, n int) func(b *bench) {
 		return func(b *bench) {
 			seen := 0
-			b.house.on = func(m wire.Message) error {
+			b.house.on(func(m wire.Message) error {
 				if m.Type == kind {
 					if seen++; seen == n {
 						return holdfast.Errorf(holdfast.NoSpace, "store", "the pool is full").Advise("give it more")
 					}
 				}
 				return nil
-			}
+			})
 		}
 	}
 	for name, c := range map[string]struct {
@@ -361,7 +361,8 @@ func TestFailuresLeaveNothing(t *testing.T) {
 			}
 			b.stop()
 			// And the next one works, from the start.
-			b.host.checkpointErr, b.host.allocErr, b.host.configErr, b.host.readErr, b.house.on = nil, nil, nil, nil, nil
+			b.host.checkpointErr, b.host.allocErr, b.host.configErr, b.host.readErr = nil, nil, nil, nil
+			b.house.on(nil)
 			b.run().backup(vm, b.grantFor(vm, "adaptive", "fast"))
 		})
 	}
@@ -379,12 +380,12 @@ func TestSourceErrorsAreNotWireErrors(t *testing.T) {
 func TestBrokenConnectionsAreResumed(t *testing.T) {
 	b := newBench(t)
 	n := 0
-	b.house.on = func(m wire.Message) error {
+	b.house.on(func(m wire.Message) error {
 		if n++; n == 3 || n == 9 || m.Type == wire.TypeCommit {
-			go b.house.cut()
+			b.house.cut()
 		}
 		return nil
-	}
+	})
 	b.run()
 	vm := b.host.addVM("a", content(5, 30<<20))
 	b.backup(vm, b.grantFor(vm, "adaptive", "fast"))
@@ -548,7 +549,7 @@ func TestFailedRestoresLeaveNothing(t *testing.T) {
 		"write":    {func(b *bench, _ *heldSet) { b.host.writeErr = holdfast.Errorf(holdfast.NoSpace, "", "disk full") }, holdfast.NoSpace},
 		"register": {func(b *bench, _ *heldSet) { b.host.realizeErr = holdfast.Errorf(holdfast.Exist, "", "name taken") }, holdfast.Exist},
 		"refused": {func(b *bench, _ *heldSet) {
-			b.house.on = func(m wire.Message) error { return holdfast.Errorf(holdfast.Offline, "", "the tape is away") }
+			b.house.on(func(m wire.Message) error { return holdfast.Errorf(holdfast.Offline, "", "the tape is away") })
 		}, holdfast.Offline},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -35,7 +35,7 @@ type house struct {
 	conns   []net.Conn
 	links   []*wire.Link
 
-	on     func(m wire.Message) error // sees every message; an error is sent as Fail
+	hook   func(m wire.Message) error // sees every message; an error is sent as Fail
 	noKeep bool                       // do not compare and keep bytes: for benchmarks
 }
 
@@ -137,6 +137,13 @@ func (h *house) Dial(ctx context.Context, o wire.LinkOptions) (*wire.Link, error
 	}, o)
 }
 
+// on sets the hook that sees every message; nil for none.
+func (h *house) on(hook func(m wire.Message) error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.hook = hook
+}
+
 // cut breaks every connection.
 func (h *house) cut() {
 	h.mu.Lock()
@@ -207,8 +214,11 @@ func (h *house) ingest(ctx context.Context, l *wire.Link, g *grant) error {
 		if err != nil {
 			return err
 		}
-		if h.on != nil {
-			if err := h.on(m); err != nil {
+		h.mu.Lock()
+		on := h.hook
+		h.mu.Unlock()
+		if on != nil {
+			if err := on(m); err != nil {
 				return err
 			}
 		}
@@ -344,8 +354,11 @@ func (h *house) deliver(ctx context.Context, l *wire.Link, g *grant) error {
 		if err != nil {
 			return err
 		}
-		if h.on != nil {
-			if err := h.on(m); err != nil {
+		h.mu.Lock()
+		on := h.hook
+		h.mu.Unlock()
+		if on != nil {
+			if err := on(m); err != nil {
 				return err
 			}
 		}
