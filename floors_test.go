@@ -23,9 +23,9 @@ const module = "github.com/holdfast-backup/holdfast"
 var floors = [][]string{
 	{"", "internal/clock"}, // the ground floor
 	{"fsys", "nbd", "ingest/wire", "ingest/chunk", "agent/hv", "agent/vhdx"},
-	{"kv", "ingest/wire/netem", "pools/container", "agent/restore", "agent/transport"},
-	{"pools", "catalog", "agent/lab"},
-	{"pools/memory", "pools/dedup", "pools/pooltest", "agent", "appliance/schedule"},
+	{"kv", "ingest/wire/netem", "pools/blob", "pools/container", "agent/restore", "agent/transport"},
+	{"pools", "pools/blob/dirstore", "pools/blob/s3store", "pools/blob/blobtest", "pools/parity", "catalog", "agent/lab"},
+	{"pools/memory", "pools/dedup", "pools/standard", "pools/pooltest", "agent", "appliance/schedule"},
 	{"ingest"},
 	{"appliance/auth", "appliance/job"},
 	{"appliance/api"},
