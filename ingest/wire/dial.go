@@ -47,22 +47,50 @@ func (l *Link) keep(ctx context.Context, c *carrier, dial DialFunc) {
 		case <-stop:
 		}
 	}()
+	var backoff time.Duration
 	for c != nil {
+		before := l.progress()
 		err := c.run()
 		if l.Err() != nil {
 			return
 		}
 		l.o.OnBreak(err)
-		c = l.reconnect(ctx, dial, err)
+		if l.progress() != before {
+			backoff = 0
+		} else { // a line that breaks before anything is through must not be hammered
+			backoff = min(max(2*backoff, firstBackoff), lastBackoff)
+		}
+		c = l.reconnect(ctx, dial, backoff)
 	}
 }
 
-// reconnect tries until it has a connection, the window is over, or the peer or the link's owner has ended the link.
-func (l *Link) reconnect(ctx context.Context, dial DialFunc, cause error) *carrier {
+// progress changes when a message was received or acknowledged.
+func (l *Link) progress() [2]uint32 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return [2]uint32{l.in.got, l.out.acked}
+}
+
+// reconnect tries until it has a connection, the window is over, or the peer or the link's owner has ended the link. It waits
+// for backoff first, and longer after each attempt.
+func (l *Link) reconnect(ctx context.Context, dial DialFunc, backoff time.Duration) *carrier {
 	over, stop := l.o.Clock.After(l.o.Window)
 	defer stop()
-	backoff := firstBackoff
+	var cause error = holdfast.Offline
 	for {
+		if backoff > 0 {
+			wait, drop := l.o.Clock.After(backoff/2 + rand.N(backoff/2))
+			select {
+			case <-wait:
+			case <-l.dead:
+				drop()
+				return nil
+			case <-over:
+				drop()
+				l.die(holdfast.Errorf(holdfast.Offline, "reconnect", "no connection for %v: %w", l.o.Window, cause), nil, false)
+				return nil
+			}
+		}
 		c, err := l.connect(ctx, dial)
 		switch {
 		case err == nil:
@@ -72,18 +100,7 @@ func (l *Link) reconnect(ctx context.Context, dial DialFunc, cause error) *carri
 			return nil
 		}
 		cause = err
-		wait, drop := l.o.Clock.After(backoff/2 + rand.N(backoff/2))
-		select {
-		case <-wait:
-			backoff = min(backoff*2, lastBackoff)
-		case <-l.dead:
-			drop()
-			return nil
-		case <-over:
-			drop()
-			l.die(holdfast.Errorf(holdfast.Offline, "reconnect", "no connection for %v: %w", l.o.Window, cause), nil, false)
-			return nil
-		}
+		backoff = min(max(2*backoff, firstBackoff), lastBackoff)
 	}
 }
 

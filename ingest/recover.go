@@ -1,0 +1,172 @@
+package ingest
+
+import (
+	"context"
+	"errors"
+
+	"github.com/holdfast-backup/holdfast"
+	"github.com/holdfast-backup/holdfast/catalog"
+	"github.com/holdfast-backup/holdfast/pools"
+)
+
+// A RecoverReport says what Recover found.
+type RecoverReport struct {
+	Adopted int // sets that the pool had committed and the catalog did not list
+	Dropped int // intents of sets that never were
+	Deleted int // deletions that were finished
+	Waiting int // intents and tombstones whose pool is not there or could not answer; they stay for the next time
+}
+
+// Recover sorts out what a crash left between catalog and pools. It is called with open pools before any session or deletion of
+// theirs, and may be called again for pools that come later. The error joins what pools and catalog said; what could be done was done.
+func Recover(ctx context.Context, cat *catalog.Catalog, open map[holdfast.PoolID]pools.Pool) (RecoverReport, error) {
+	var r RecoverReport
+	var intents []catalog.Intent
+	var stones []catalog.Tombstone
+	err := cat.View(func(tx *catalog.Tx) error {
+		for i, err := range tx.Intents() {
+			if err != nil {
+				return err
+			}
+			intents = append(intents, i)
+		}
+		for t, err := range tx.Tombstones() {
+			if err != nil {
+				return err
+			}
+			stones = append(stones, t)
+		}
+		return nil
+	})
+	if err != nil {
+		return r, err
+	}
+	var errs []error
+	for _, i := range intents {
+		if err := r.intent(ctx, cat, open[i.Pool], i); err != nil {
+			r.Waiting++
+			errs = append(errs, err)
+		}
+	}
+	for _, t := range stones {
+		pool := open[t.Pool]
+		if pool == nil {
+			r.Waiting++
+			continue
+		}
+		if err := bury(ctx, cat, pool, t.Set); err != nil {
+			r.Waiting++
+			errs = append(errs, err)
+			continue
+		}
+		r.Deleted++
+	}
+	return r, errors.Join(errs...)
+}
+
+// intent asks the pool of an intent whether the set is there.
+func (r *RecoverReport) intent(ctx context.Context, cat *catalog.Catalog, pool pools.Pool, i catalog.Intent) error {
+	if pool == nil {
+		r.Waiting++
+		return nil
+	}
+	set, err := pool.Open(ctx, i.Set)
+	if errors.Is(err, holdfast.NotExist) {
+		if err := cat.Update(ctx, func(tx *catalog.Tx) error { return tx.DeleteIntent(i.Set) }); err != nil {
+			return err
+		}
+		r.Dropped++
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	m := set.Manifest()
+	if err := set.Close(); err != nil {
+		return err
+	}
+	err = cat.Update(ctx, func(tx *catalog.Tx) error { return tx.AddSet(catalog.NewSet(i.Pool, m), i.Tokens) })
+	if err != nil {
+		return err
+	}
+	r.Adopted++
+	return nil
+}
+
+// DeleteSet makes a set invisible in catalog and pool. After a crash Recover finishes it. Deleting a set that is being deleted is
+// no error. NotExist if the catalog has no such set, Invalid if it is of another pool.
+func DeleteSet(ctx context.Context, cat *catalog.Catalog, poolID holdfast.PoolID, pool pools.Pool, id holdfast.SetID) error {
+	err := cat.Update(ctx, func(tx *catalog.Tx) error {
+		s, err := tx.Set(id)
+		if err != nil {
+			return err
+		}
+		if s.Pool != poolID {
+			return holdfast.Errorf(holdfast.Invalid, "delete set", "set %s is in pool %s, not in %s", id, s.Pool, poolID)
+		}
+		return tx.PutTombstone(id)
+	})
+	if err != nil {
+		return err
+	}
+	return bury(ctx, cat, pool, id)
+}
+
+// bury finishes the deletion of a set that has a tombstone.
+func bury(ctx context.Context, cat *catalog.Catalog, pool pools.Pool, id holdfast.SetID) error {
+	if err := pool.Delete(ctx, id); err != nil {
+		return err
+	}
+	return cat.Update(ctx, func(tx *catalog.Tx) error { return tx.DeleteSet(id) })
+}
+
+// A RebuildReport says what Rebuild found.
+type RebuildReport struct {
+	Added   int
+	Known   int   // were listed already and are left as they are
+	Damaged error // joins the errors of sets that the pool could not read; nil if there are none
+}
+
+// rebuildBatch is how many sets are added in one transaction.
+const rebuildBatch = 64
+
+// Rebuild lists in the catalog every set that the pool has. Nothing is removed. The error is the catalog's.
+func Rebuild(ctx context.Context, cat *catalog.Catalog, poolID holdfast.PoolID, pool pools.Pool) (RebuildReport, error) {
+	var r RebuildReport
+	var batch []catalog.Set
+	flush := func() error {
+		defer func() { batch = batch[:0] }()
+		return cat.Update(ctx, func(tx *catalog.Tx) error {
+			for _, s := range batch {
+				_, err := tx.Set(s.Manifest.ID)
+				switch {
+				case err == nil:
+					r.Known++
+				case !errors.Is(err, holdfast.NotExist):
+					return err
+				default:
+					if err := tx.AddSet(s, nil); err != nil {
+						return err
+					}
+					r.Added++
+				}
+			}
+			return nil
+		})
+	}
+	for m, err := range pool.Sets(ctx) {
+		if ctx.Err() != nil {
+			return r, context.Cause(ctx)
+		}
+		if err != nil {
+			r.Damaged = errors.Join(r.Damaged, err)
+			continue
+		}
+		if batch = append(batch, catalog.NewSet(poolID, m)); len(batch) == rebuildBatch {
+			if err := flush(); err != nil {
+				return r, err
+			}
+		}
+	}
+	return r, flush()
+}
