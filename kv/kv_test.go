@@ -156,7 +156,7 @@ func TestSyncedBatchesSurvivePowerCut(t *testing.T) {
 	for seed := range uint64(crashes) {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		m := fsys.NewMem(seed)
-		stop := rng.IntN(60)
+		stop, cut := rng.IntN(60), rand.New(rand.NewPCG(seed, 2)) // cut is used in pebble's goroutines, under mu
 		var crashed *fsys.Mem
 		var mu sync.Mutex
 		var acked, ackedAtCrash int
@@ -166,7 +166,7 @@ func TestSyncedBatchesSurvivePowerCut(t *testing.T) {
 			defer mu.Unlock()
 			if point++; point == stop+1 {
 				ackedAtCrash = acked
-				crashed = m.Crash(rng, rng.IntN(101))
+				crashed = m.Crash(cut, cut.IntN(101))
 			}
 		})
 		begun := 0
