@@ -19,7 +19,7 @@ type medium interface {
 	create(name string) (object, error)
 	// open opens an object for reading; NotExist if there is none.
 	open(name string) (reader, error)
-	// list returns the names of the objects under a prefix, a folder, sorted; folders in between are walked.
+	// list returns the names of the objects under one of the pool's prefixes, sorted. A prefix that is not there is Corrupt.
 	list(prefix string) ([]string, error)
 	// exists tells whether there is an object of the name.
 	exists(name string) (bool, error)
@@ -166,28 +166,27 @@ func (r *fileReader) dropCache()   { r.f.DropCache() }
 
 func (m *folder) list(prefix string) ([]string, error) {
 	names, err := m.fs.List(prefix)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
 	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			// An empty answer could be taken for an empty pool.
+			return nil, holdfast.Errorf(holdfast.Corrupt, "list "+prefix, "the pool's folder %q is missing", prefix).Advise("look whether the pool's disk is mounted")
+		}
 		return nil, classify("list "+prefix, err)
 	}
 	var out []string
 	for _, n := range names {
 		full := path.Join(prefix, n)
-		st, err := m.fs.Stat(full)
-		if err != nil {
-			return nil, classify("list "+prefix, err)
-		}
-		if !st.IsDir() {
+		if prefix != containersDir {
 			out = append(out, full)
 			continue
 		}
-		below, err := m.list(full)
+		below, err := m.fs.List(full)
 		if err != nil {
-			return nil, err
+			return nil, classify("list "+full, err)
 		}
-		out = append(out, below...)
+		for _, b := range below {
+			out = append(out, path.Join(full, b))
+		}
 	}
 	return out, nil
 }
