@@ -90,7 +90,9 @@ func (b *backup) run(ctx context.Context) (err error) {
 	if level == "" {
 		level = hv.LevelDefault
 	}
-	b.cp, err = b.a.o.Hypervisor.Checkpoint(ctx, b.r.task.VM, hv.CheckpointOptions{Level: level, Tag: b.r.task.ID.String()})
+	b.cp, err = untilFree(ctx, b.a.o.Clock, func(ctx context.Context) (hv.Checkpoint, error) {
+		return b.a.o.Hypervisor.Checkpoint(ctx, b.r.task.VM, hv.CheckpointOptions{Level: level, Tag: b.r.task.ID.String()})
+	})
 	if err != nil {
 		return err
 	}
@@ -142,7 +144,7 @@ func (b *backup) plan(ctx context.Context) error {
 		return holdfast.Errorf(holdfast.Unsupported, "plan backup", "the VM has %d disks; at most %d are supported", len(frozen), holdfast.MaxDisks)
 	}
 	for _, f := range frozen {
-		p, err := planDisk(ctx, f, &b.began)
+		p, err := planDisk(ctx, b.a.o.Clock, f, &b.began)
 		if err != nil {
 			return err
 		}
@@ -180,7 +182,7 @@ func (b *backup) disks(ctx context.Context, haves []chan wire.Message) error {
 	reads, sends := limiter(b.r.task.ReadLimit), limiter(b.r.task.SendLimit)
 	return together(ctx, len(b.plans), b.atOnce(), func(ctx context.Context, i int) (err error) {
 		plan := &b.plans[i]
-		src, err := plan.frozen.Open(ctx)
+		src, err := untilFree(ctx, b.a.o.Clock, plan.frozen.Open)
 		if err != nil {
 			return sourceError(&plan.meta, "open", err)
 		}

@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/holdfast-backup/holdfast/ingest/wire"
+	"github.com/holdfast-backup/holdfast/internal/clock"
 )
 
 // BenchmarkKnownData reads a disk whose content the pool has: the rate of "nothing is new", over loopback, both ends here.
@@ -42,7 +43,7 @@ func benchmarkPipeline(b *testing.B, missing bool) {
 	defer e.close()
 	f := &frozenDisk{h: x.host, d: vm.disks[0], data: data}
 	began := wire.Began{Full: true}
-	plan, err := planDisk(b.Context(), f, &began)
+	plan, err := planDisk(b.Context(), clock.System, f, &began)
 	if err != nil {
 		b.Fatal(err)
 	}

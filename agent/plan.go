@@ -10,6 +10,7 @@ import (
 	"github.com/holdfast-backup/holdfast/agent/hv"
 	"github.com/holdfast-backup/holdfast/ingest/chunk"
 	"github.com/holdfast-backup/holdfast/ingest/wire"
+	"github.com/holdfast-backup/holdfast/internal/clock"
 )
 
 // work is an extent of a disk that the set must say something about: it is read, or (zero) known to be zeros.
@@ -27,14 +28,14 @@ type diskPlan struct {
 }
 
 // planDisk decides between a delta and a full read, and finds the extents.
-func planDisk(ctx context.Context, f hv.FrozenDisk, began *wire.Began) (diskPlan, error) {
+func planDisk(ctx context.Context, c clock.Clock, f hv.FrozenDisk, began *wire.Began) (diskPlan, error) {
 	p := diskPlan{frozen: f, meta: f.Meta()}
 	p.meta.Inherit, p.meta.Reason, p.meta.Stats = false, "", holdfast.Stats{}
-	changes, reason, err := delta(ctx, f, &p.meta, began)
+	changes, reason, err := delta(ctx, c, f, &p.meta, began)
 	if err != nil {
 		return p, sourceError(&p.meta, "ask what changed", err)
 	}
-	alloc, err := f.Allocated(ctx)
+	alloc, err := untilFree(ctx, c, f.Allocated)
 	switch {
 	case errors.Is(err, hv.ErrUnknown):
 		alloc = holdfast.Extents{{Off: 0, Len: p.meta.Size}}
@@ -64,7 +65,7 @@ func planDisk(ctx context.Context, f hv.FrozenDisk, began *wire.Began) (diskPlan
 }
 
 // delta returns what may have changed since the parent set, or the reason why that is not to be had.
-func delta(ctx context.Context, f hv.FrozenDisk, d *holdfast.Disk, began *wire.Began) (holdfast.Extents, holdfast.Reason, error) {
+func delta(ctx context.Context, c clock.Clock, f hv.FrozenDisk, d *holdfast.Disk, began *wire.Began) (holdfast.Extents, holdfast.Reason, error) {
 	if began.Full {
 		return nil, holdfast.ReasonRequested, nil
 	}
@@ -84,7 +85,7 @@ func delta(ctx context.Context, f hv.FrozenDisk, d *holdfast.Disk, began *wire.B
 	if token == "" {
 		return nil, holdfast.ReasonNoToken, nil
 	}
-	changes, err := f.Changes(ctx, token)
+	changes, err := untilFree(ctx, c, func(ctx context.Context) (holdfast.Extents, error) { return f.Changes(ctx, token) })
 	for _, no := range []struct {
 		err    error
 		reason holdfast.Reason
