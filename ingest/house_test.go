@@ -45,6 +45,11 @@ var theTask = holdfast.TaskID{ID: holdfast.ID{1, 15: 1}}
 
 func openHouse(t *testing.T) *house {
 	t.Helper()
+	return openHouseWith(t, wire.LinkOptions{})
+}
+
+func openHouseWith(t *testing.T, o wire.LinkOptions) *house {
+	t.Helper()
 	h := &house{t: t, poolID: holdfast.PoolID{ID: holdfast.NewID()}, host: holdfast.HostID{ID: holdfast.NewID()}, ended: make(chan error, 100),
 		vm: holdfast.VMInfo{ID: holdfast.VMID{ID: holdfast.NewID()}, Name: "vm", Generation: 2}}
 	h.mem = fsys.NewMem(1)
@@ -63,7 +68,7 @@ func openHouse(t *testing.T) *house {
 	}
 	h.pool = p
 	h.server = NewServer(Options{Catalog: h.cat, Desk: h, Listener: h.listen})
-	h.acceptor = wire.NewAcceptor(wire.LinkOptions{})
+	h.acceptor = wire.NewAcceptor(o)
 	if h.ln, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/catalog"
@@ -411,5 +412,28 @@ func TestRestoreRefusesWhatIsNotThere(t *testing.T) {
 			}
 			<-h.ended
 		})
+	}
+}
+
+// Goal: an agent whose machine dies in the middle of a set leaves neither a set nor an open session once its link's window is over.
+func TestLinkThatNeverComesBackAbortsTheSession(t *testing.T) {
+	h := openHouseWith(t, wire.LinkOptions{Window: 100 * time.Millisecond})
+	p, err := netem.Listen(h.ln.Addr().String(), netem.Line{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	a := h.agent(p.Dial).begin().start(h.vm, [][]byte{image(1, 4), image(2, 4)})
+	a.disk(0, image(1, 4), nil)
+	p.Refuse(true)
+	p.Cut()
+	if err := <-h.ended; !errors.Is(err, holdfast.Offline) {
+		t.Error(err)
+	}
+	if ids := h.listed(); len(ids) != 0 {
+		t.Error(ids)
+	}
+	if err := h.pool.Close(); err != nil {
+		t.Error(err)
 	}
 }
