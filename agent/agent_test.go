@@ -121,7 +121,7 @@ func (b *bench) grantFor(vm *memVM, mode, level string) *grant {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	g := &grant{began: wire.Began{
+	g := &grant{done: make(chan struct{}, 8), began: wire.Began{
 		Set: holdfast.SetID{ID: holdfast.NewTimeID(time.Now())}, Chunking: c, DomainKey: bytes.Repeat([]byte{9}, 32), Compression: level,
 	}}
 	b.house.mu.Lock()
@@ -147,6 +147,7 @@ func (b *bench) backup(vm *memVM, g *grant) (wire.Report, *heldSet) {
 	if r.Error != nil {
 		b.t.Fatalf("backup: %+v", *r.Error)
 	}
+	b.waitDone(g)
 	b.house.mu.Lock()
 	defer b.house.mu.Unlock()
 	set := b.house.sets[g.began.Set]
@@ -159,6 +160,16 @@ func (b *bench) backup(vm *memVM, g *grant) (wire.Report, *heldSet) {
 		}
 	}
 	return r, set
+}
+
+// waitDone waits until the appliance was told that the exchange ended well.
+func (b *bench) waitDone(g *grant) {
+	b.t.Helper()
+	select {
+	case <-g.done:
+	case <-time.After(patience):
+		b.t.Fatal("the appliance was not told that the exchange ended well")
+	}
 }
 
 // content returns made-up disk bytes: noise, repeated text, and holes.
@@ -334,7 +345,9 @@ func TestFailuresLeaveNothing(t *testing.T) {
 		spoil func(b *bench)
 		kind  holdfast.Kind
 	}{
-		"checkpoint":           {func(b *bench) { b.host.checkpointErr = holdfast.Errorf(holdfast.Busy, "checkpoint", "merging") }, holdfast.Busy},
+		"checkpoint": {func(b *bench) {
+			b.host.checkpointErr = holdfast.Errorf(holdfast.Unsupported, "checkpoint", "no checkpoints here")
+		}, holdfast.Unsupported},
 		"allocation":           {func(b *bench) { b.host.allocErr = broken }, holdfast.Corrupt},
 		"configuration":        {func(b *bench) { b.host.configErr = holdfast.Errorf(holdfast.Permission, "", "denied") }, holdfast.Permission},
 		"first read":           {func(b *bench) { b.host.readErr = broken }, holdfast.Corrupt},
@@ -532,10 +545,7 @@ func TestRestoredDisksAreIdentical(t *testing.T) {
 			t.Errorf("disk %d: %d of %d bytes done", i, s.Done, s.Total)
 		}
 	}
-	b.stop()
-	if !g.done {
-		t.Error("the appliance was not told that the restore ended well")
-	}
+	b.waitDone(g)
 	if p := b.host.made[0]; p.Dir != "/vms" || len(p.Manifest.Attachments) != 1 {
 		t.Errorf("built from %+v", p)
 	}

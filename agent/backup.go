@@ -241,13 +241,19 @@ func (b *backup) track(ctx context.Context) {
 	tokens, err := b.cp.Commit(clean)
 	if err == nil {
 		b.cp = nil
-		err = b.x.link.Send(ctx, wire.Message{Type: wire.TypeTracking, Body: wire.Tracking{Set: b.began.Set, Tokens: tokens}})
-	} else if e := b.x.link.Send(ctx, wire.Message{Type: wire.TypeTracking, Body: wire.Tracking{Set: b.began.Set}}); e != nil {
-		err = errors.Join(err, e)
+	} else {
+		tokens = nil // the appliance forgets the old ones, which belong to another set
 	}
-	if err == nil {
-		_, err = b.x.wait(ctx, wire.TypeTracked)
+	tell := func() error {
+		if err := b.x.link.Send(ctx, wire.Message{Type: wire.TypeTracking, Body: wire.Tracking{Set: b.began.Set, Tokens: tokens}}); err != nil {
+			return err
+		}
+		if _, err := b.x.wait(ctx, wire.TypeTracked); err != nil {
+			return err
+		}
+		return b.x.link.Send(ctx, wire.Message{Type: wire.TypeDone})
 	}
+	err = errors.Join(err, tell())
 	if err != nil {
 		b.r.remark("the set is safe, but the next backup will read whole disks: " + err.Error())
 	}

@@ -49,7 +49,7 @@ type heldSet struct {
 type grant struct {
 	began wire.Began
 	set   holdfast.SetID // to restore
-	done  bool           // a restore's Done arrived
+	done  chan struct{}  // a token for each Done
 }
 
 func openHouse(t testing.TB) *house {
@@ -256,8 +256,12 @@ func (s *session) handle(ctx context.Context, m wire.Message) error {
 		h.mu.Unlock()
 		return s.l.Send(ctx, wire.Message{Type: wire.TypeTracked})
 	case nil:
-		if m.Type == wire.TypeDiskDone && !s.done[d] {
+		switch {
+		case m.Type == wire.TypeDiskDone && !s.done[d]:
 			s.done[d] = true
+			return nil
+		case m.Type == wire.TypeDone:
+			s.g.done <- struct{}{}
 			return nil
 		}
 	}
@@ -363,9 +367,7 @@ func (h *house) deliver(ctx context.Context, l *wire.Link, g *grant) error {
 			}
 		}
 		if m.Type == wire.TypeDone {
-			h.mu.Lock()
-			g.done = true
-			h.mu.Unlock()
+			g.done <- struct{}{}
 			continue
 		}
 		image := set.images[m.Channel]
