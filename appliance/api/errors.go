@@ -89,6 +89,11 @@ func writeError(w http.ResponseWriter, r *http.Request, code int, err error) {
 	_ = json.NewEncoder(w).Encode(body) // the peer may be gone; there is nobody to tell
 }
 
+// WriteError answers a request with an error in the form of the API. It is for a door that refuses before the API sees the request.
+func WriteError(w http.ResponseWriter, r *http.Request, err error) {
+	writeError(w, r, status[holdfast.KindOf(err)], err)
+}
+
 // agentPrefix begins the paths of the agents' control plane.
 const agentPrefix = "/agent/"
 

@@ -156,10 +156,8 @@ func (a *API) registerSets() {
 			return nil, bodyOf(err)
 		}
 		return &huma.StreamResponse{Body: func(hc huma.Context) {
-			defer x.Close() // only read from
 			hc.SetHeader("Content-Type", "application/octet-stream")
-			// An error is in the stream itself: the answer's head is long gone.
-			_, _ = x.WriteTo(hc.BodyWriter())
+			_ = x(hc.Context(), hc.BodyWriter()) // an error is in the stream itself: the answer's head is long gone
 		}}, nil
 	})
 }

@@ -54,11 +54,8 @@ type Service interface {
 // SetFilter narrows a list of sets. Empty fields match everything.
 type SetFilter struct{ VM, Pool string }
 
-// An Export is a disk on its way out. WriteTo is called at most once; Close always.
-type Export interface {
-	io.WriterTo
-	io.Closer
-}
+// An Export writes a disk to w. It is called once. What goes wrong is in the stream, too.
+type Export func(ctx context.Context, w io.Writer) error
 
 // Agents is what agents may ask for; the principal's host is passed by the door.
 type Agents interface {

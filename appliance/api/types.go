@@ -197,6 +197,12 @@ type (
 	}
 )
 
+// Reports of pools, under the names that clients of the API use.
+type (
+	VerifyReport  = pools.VerifyReport
+	CollectReport = pools.CollectReport
+)
+
 // States of a Run, and of its Tasks.
 const (
 	StateQueued    = "queued"

@@ -16,9 +16,10 @@ const (
 
 // A Principal is who speaks, established at one of the two doors and nowhere else.
 type Principal struct {
-	Role Role
-	Host holdfast.HostID // of an Agent
-	Name string          // for people: "local administrator", or the host's name at enrolment
+	Role   Role
+	Host   holdfast.HostID // of an Agent
+	Serial string          // of an Agent's certificate, hexadecimal
+	Name   string          // for people: "local administrator", or the host's name at enrolment
 }
 
 type principalKey struct{}

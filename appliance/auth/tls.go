@@ -41,13 +41,16 @@ func (a *Authority) Peer(cs tls.ConnectionState) (Principal, bool, error) {
 	if !ok {
 		return Principal{}, false, holdfast.Errorf(holdfast.Permission, op, "the certificate names no host")
 	}
-	p := Principal{Role: Agent, Host: host, Name: leaf.Subject.CommonName}
+	p := Principal{Role: Agent, Host: host, Serial: SerialOf(leaf), Name: leaf.Subject.CommonName}
 	if a.Revoked(host) {
 		return p, false, holdfast.Errorf(holdfast.Permission, op, "host %q (%s) was removed from this appliance", p.Name, host).
 			Advise("to let it back in, enrol it again with a new access key")
 	}
 	return p, true, nil
 }
+
+// SerialOf returns a certificate's serial number in hexadecimal.
+func SerialOf(leaf *x509.Certificate) string { return leaf.SerialNumber.Text(16) }
 
 func hostOf(leaf *x509.Certificate) (holdfast.HostID, bool) {
 	if len(leaf.URIs) != 1 {

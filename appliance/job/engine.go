@@ -231,12 +231,11 @@ func (e *Engine) Cancel(id holdfast.RunID) error {
 		return holdfast.Errorf(holdfast.Invalid, "cancel run", "run %s is over: %s", id, v.State)
 	}
 	r.cancelled = true
-	now := e.o.Clock.Now().UTC()
 	for _, t := range r.tasks {
 		switch {
 		case t.rec.State.Ended():
 		case !t.sent, t.host.stream == nil:
-			t.end(now, errCancelled)
+			e.conclude(t, errCancelled, true)
 		default:
 			t.host.stream.cancel(t.rec.ID)
 		}

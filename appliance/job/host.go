@@ -91,9 +91,8 @@ func (e *Engine) Disconnect(id holdfast.HostID) {
 
 // fail ends all tasks of a host. The caller has e.mu.
 func (e *Engine) fail(h *host, why error) {
-	now := e.o.Clock.Now().UTC()
 	for _, t := range slices.Concat(h.queue, h.atWork) {
-		t.end(now, why)
+		e.conclude(t, why, true)
 	}
 	e.dispatch()
 }
@@ -228,20 +227,14 @@ func (e *Engine) giveUp(h *host) {
 	e.persist()
 }
 
-// forget ends the tasks that an agent which came back knows nothing of: it was restarted. A task whose set is committed is done.
+// forget ends the tasks that an agent which came back knows nothing of: it was restarted.
 func (e *Engine) forget(h *host, s *stream) {
 	e.mu.Lock()
 	if h.stream == s {
-		now := e.o.Clock.Now().UTC()
 		for _, t := range h.atWork {
-			switch {
-			case t.heard:
-			case t.run.rec.Kind == catalog.RunBackup && !t.rec.Set.IsZero():
-				t.note = join(t.note, "the agent was restarted after the set was committed")
-				t.end(now, nil)
-			default:
-				t.end(now, holdfast.Errorf(holdfast.Offline, "", "the agent of host %s was restarted in the middle of the task", h.name).
-					Advise("run it again; what was sent already is not sent twice"))
+			if !t.heard {
+				e.conclude(t, holdfast.Errorf(holdfast.Offline, "", "the agent of host %s was restarted in the middle of the task", h.name).
+					Advise("run it again; what was sent already is not sent twice"), true)
 			}
 		}
 		e.dispatch()

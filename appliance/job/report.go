@@ -3,6 +3,7 @@ package job
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/catalog"
@@ -23,33 +24,29 @@ func (e *Engine) Report(id holdfast.HostID, rs []wire.Report) error {
 		return holdfast.Errorf(holdfast.Invalid, "take reports", "%d reports; at most %d are allowed", len(rs), maxReports)
 	}
 	e.mu.Lock()
-	now := e.o.Clock.Now().UTC()
 	ended := false
 	for i := range rs {
 		r := &rs[i]
 		t := e.tasks[r.Task]
-		if t == nil || t.rec.Host != id || t.rec.State.Ended() || len(r.Disks) > holdfast.MaxDisks {
+		if t == nil || t.rec.Host != id || t.rec.State.Ended() || t.concluded || len(r.Disks) > holdfast.MaxDisks {
 			continue
 		}
 		t.heard = true
 		t.phase, t.note = r.Phase, r.Note[:min(len(r.Note), maxNote)]
-		t.rec.Disks = t.rec.Disks[:0:0]
-		for _, d := range r.Disks {
-			t.rec.Disks = append(t.rec.Disks, catalog.DiskProgress{Disk: d.Disk, Name: d.Name, Reason: d.Reason, Sample: d.Sample})
+		if !t.committed() { // then the manifest says it better
+			t.rec.Disks = make([]catalog.DiskProgress, 0, len(r.Disks))
+			for _, d := range r.Disks {
+				t.rec.Disks = append(t.rec.Disks, catalog.DiskProgress{Disk: d.Disk, Name: d.Name, Reason: d.Reason, Sample: d.Sample})
+			}
 		}
-		if !r.Ended {
-			continue
+		if r.Ended {
+			ended = true
+			var err error
+			if r.Error != nil {
+				err = r.Error.AsError()
+			}
+			e.conclude(t, err, false)
 		}
-		var err error
-		switch {
-		case r.Error != nil && t.run.rec.Kind == catalog.RunBackup && !t.rec.Set.IsZero():
-			t.note = join(t.note, r.Error.Message) // the set is safe; what came after it is a remark
-		case r.Error != nil:
-			err = r.Error.AsError()
-		case t.run.rec.Kind == catalog.RunBackup && t.rec.Set.IsZero():
-			err = holdfast.Errorf(holdfast.Internal, "", "the agent reports the end of the backup, but no set was committed")
-		}
-		ended = t.end(now, err) || ended
 	}
 	if ended {
 		e.dispatch()
@@ -61,37 +58,97 @@ func (e *Engine) Report(id holdfast.HostID, rs []wire.Report) error {
 	return nil
 }
 
-// Assigned returns what a task is about, if it is the host's and under way.
-func (e *Engine) Assigned(id holdfast.HostID, taskID holdfast.TaskID) (Assignment, error) {
+// committed tells whether the task is a backup whose set is durable.
+func (t *task) committed() bool { return t.run.rec.Kind == catalog.RunBackup && !t.rec.Set.IsZero() }
+
+// conclude ends a task: at once, or where a data session of it is open, when that is over, so that nothing of the task is at work once it
+// shows as ended. The caller has e.mu.
+func (e *Engine) conclude(t *task, err error, abort bool) {
+	if t.rec.State.Ended() || t.concluded {
+		return
+	}
+	if t.session == nil {
+		e.finish(t, err)
+		return
+	}
+	t.concluded, t.verdict = true, err
+	if abort {
+		t.session(err)
+	}
+	if e.closed {
+		return
+	}
+	no := t.sessionNo
+	e.wg.Go(func() { e.after(sessionEnd, func() { e.SessionOver(t.rec.ID, no, nil) }) })
+}
+
+// sessionEnd is how long a task that is over waits for its data session: both ends of the link know already.
+const sessionEnd = 15 * time.Second
+
+// finish gives the task its last state. A backup whose set is durable is done, whatever happened after.
+func (e *Engine) finish(t *task, err error) {
+	switch {
+	case t.committed() && err != nil:
+		t.note, err = join(t.note, "after the set was committed: "+err.Error()), nil
+	case err == nil && t.run.rec.Kind == catalog.RunBackup && !t.committed():
+		err = holdfast.Errorf(holdfast.Internal, "", "the agent reports the end of the backup, but no set was committed")
+	}
+	t.session = nil
+	t.end(e.o.Clock.Now().UTC(), err)
+}
+
+// Session notes that a data session was opened for a task of the host; end ends it. It returns what the task is about and the session's
+// number for SessionOver. A session that was open before is ended: the agent has given it up.
+func (e *Engine) Session(id holdfast.HostID, taskID holdfast.TaskID, end func(error)) (Assignment, int, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	t := e.tasks[taskID]
-	if t == nil || t.rec.Host != id || t.rec.State.Ended() || !t.sent {
-		return Assignment{}, holdfast.Errorf(holdfast.NotExist, "open task", "host %s has no task %s under way", id, taskID)
+	if t == nil || t.rec.Host != id || t.rec.State.Ended() || t.concluded || !t.sent {
+		return Assignment{}, 0, holdfast.Errorf(holdfast.Permission, "open task", "host %s has no task %s under way", id, taskID).
+			Advise("the run was cancelled or the appliance restarted; start it again")
 	}
-	return Assignment{Task: taskID, Run: t.run.rec.ID, Kind: t.wireTask().Kind, VM: t.rec.VM, Spec: t.run.spec}, nil
+	if t.session != nil {
+		t.session(holdfast.Errorf(holdfast.Busy, "", "the agent began the task anew"))
+	}
+	t.sessionNo++
+	t.session = end
+	return Assignment{Task: taskID, Run: t.run.rec.ID, Kind: t.wireTask().Kind, VM: t.rec.VM, VMName: t.rec.VMName, HostName: t.host.name, Spec: t.run.spec}, t.sessionNo, nil
 }
 
-// Committed notes that a task's set is durable in pool and catalog.
-func (e *Engine) Committed(taskID holdfast.TaskID, m *holdfast.Manifest) {
+// SessionOver notes that a data session has ended; m is the manifest that it committed, nil if it did not.
+func (e *Engine) SessionOver(taskID holdfast.TaskID, no int, m *holdfast.Manifest) {
 	e.mu.Lock()
 	t := e.tasks[taskID]
-	if t != nil && !t.rec.State.Ended() {
-		t.rec.Set, t.rec.Stats = m.ID, m.Stats
-		for _, d := range m.Disks {
-			if d.Reason != "" && t.rec.Reason == "" {
-				t.rec.Reason = d.Reason
-			}
-			for i := range t.rec.Disks {
-				if p := &t.rec.Disks[i]; p.Disk == d.ID {
-					p.Sample.Stored = d.Stats.Stored
-				}
-			}
+	if t == nil || t.rec.State.Ended() {
+		e.mu.Unlock()
+		return
+	}
+	if m != nil {
+		t.commit(m)
+	}
+	if t.sessionNo == no {
+		t.session = nil
+		if t.concluded {
+			e.finish(t, t.verdict)
+			e.dispatch()
 		}
-		t.run.dirty = true
 	}
 	e.mu.Unlock()
 	e.persist()
+}
+
+// commit takes over what the task's committed manifest says.
+func (t *task) commit(m *holdfast.Manifest) {
+	t.rec.Set, t.rec.Stats = m.ID, m.Stats
+	t.rec.Disks = make([]catalog.DiskProgress, 0, len(m.Disks))
+	for _, d := range m.Disks {
+		if d.Reason != "" && t.rec.Reason == "" {
+			t.rec.Reason = d.Reason
+		}
+		t.rec.Disks = append(t.rec.Disks, catalog.DiskProgress{Disk: d.ID, Name: d.Name, Reason: d.Reason,
+			Sample: holdfast.Sample{Total: d.Size, Done: d.Size, Read: d.Stats.Read, Sent: d.Stats.Sent, Stored: d.Stats.Stored}})
+	}
+	t.run.dirty = true
 }
 
 // Inventory records what a host has. VMs that it no longer has are forgotten; their sets stay.

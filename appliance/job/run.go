@@ -35,11 +35,13 @@ type Live struct {
 
 // An Assignment is what the data door needs to know of a task that an agent speaks of.
 type Assignment struct {
-	Task holdfast.TaskID
-	Run  holdfast.RunID
-	Kind string // wire.TaskBackup or wire.TaskRestore
-	VM   holdfast.VMID
-	Spec Spec
+	Task     holdfast.TaskID
+	Run      holdfast.RunID
+	Kind     string // wire.TaskBackup or wire.TaskRestore
+	VM       holdfast.VMID
+	VMName   string
+	HostName string
+	Spec     Spec
 }
 
 // run is a run under way (Engine.mu).
@@ -62,6 +64,11 @@ type task struct {
 	note  string
 	sent  bool // a notice went to the agent
 	heard bool // the agent on the current stream spoke of it
+
+	session   func(error) // ends the data session that is open for the task; nil if there is none
+	sessionNo int         // counts the task's sessions, so that one that was replaced is not taken for the one that is open
+	concluded bool        // how it ends is decided; it waits for the session to be over
+	verdict   error       // with what, if concluded
 }
 
 func (r *run) view() View {

@@ -1,0 +1,11 @@
+package appliance
+
+import (
+	"github.com/holdfast-backup/holdfast/pools"
+	"github.com/holdfast-backup/holdfast/pools/dedup"
+)
+
+// Drivers is the one table of the kinds of pool there are.
+func Drivers() pools.Registry {
+	return pools.Registry{dedup.Driver()}
+}

@@ -1,0 +1,100 @@
+// Command holdfastd is the appliance's daemon. It needs nothing but a folder: holdfastd --data DIR.
+//
+// It prints one line on standard output when it serves ("ready https://HOST:PORT …") and logs to standard error. SIGTERM and SIGINT stop
+// it; whatever stops it, it is ready again in seconds. Everything it keeps is owned by package appliance.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/holdfast-backup/holdfast"
+	"github.com/holdfast-backup/holdfast/appliance"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := command().ExecuteContext(ctx); err != nil {
+		fmt.Fprintf(os.Stderr, "error: %s\n", err)
+		if hint := holdfast.HintOf(err); hint != "" {
+			fmt.Fprintf(os.Stderr, "  %s\n", hint)
+		}
+		os.Exit(exitCode(err))
+	}
+}
+
+func exitCode(err error) int {
+	switch holdfast.KindOf(err) {
+	case holdfast.Invalid:
+		return 2
+	case holdfast.Busy:
+		return 6
+	case holdfast.Corrupt:
+		return 7
+	}
+	return 1
+}
+
+func command() *cobra.Command {
+	c := appliance.Config{Version: version()}
+	var logFormat string
+	cmd := &cobra.Command{
+		Use:           "holdfastd --data DIR",
+		Short:         "Run a Holdfast appliance",
+		Long:          "Run a Holdfast appliance.\n\nExit codes: 0 stopped, 1 failed, 2 wrong usage, 6 the folder or port is in use, 7 damage found.",
+		Args:          cobra.NoArgs,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			switch logFormat {
+			case "text":
+				c.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
+			case "json":
+				c.Log = slog.New(slog.NewJSONHandler(os.Stderr, nil))
+			default:
+				return holdfast.Errorf(holdfast.Invalid, "", "unknown log format %q", logFormat).Advise("use --log text or --log json")
+			}
+			return serve(cmd.Context(), c)
+		},
+	}
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		return holdfast.Errorf(holdfast.Invalid, "", "%w", err).Advise("'holdfastd --help' shows how to use it")
+	})
+	data := os.Getenv("HOLDFAST_DATA")
+	if data == "" {
+		data = "/var/lib/holdfast"
+	}
+	cmd.Flags().StringVar(&c.Data, "data", data, "the appliance's own folder (or HOLDFAST_DATA)")
+	cmd.Flags().StringVar(&c.Listen, "listen", "", "HOST:PORT for agents; port 0 takes a free one (default: every address, port 60305)")
+	cmd.Flags().StringVar(&logFormat, "log", "text", "form of the log: text or json")
+	return cmd
+}
+
+func serve(ctx context.Context, c appliance.Config) error {
+	d, err := appliance.Start(ctx, c)
+	if err != nil {
+		return err
+	}
+	if _, err := fmt.Printf("ready https://%s data %s\n", d.Addr(), c.Data); err != nil {
+		return errors.Join(holdfast.Errorf(holdfast.Internal, "print address", "%w", err), d.Close())
+	}
+	<-ctx.Done()
+	c.Log.Info("stopping")
+	return d.Close()
+}
+
+func version() string {
+	if b, ok := debug.ReadBuildInfo(); ok && b.Main.Version != "" {
+		return b.Main.Version
+	}
+	return "development"
+}
