@@ -2,6 +2,7 @@ package dedup
 
 import (
 	"context"
+	"slices"
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/pools"
@@ -15,6 +16,7 @@ type diskWriter struct {
 	r     resolver
 	ds    []holdfast.Digest
 	at    []uint32
+	ask   []holdfast.Digest
 	found []bool
 	end   int64 // placed up to here
 	done  bool
@@ -97,12 +99,12 @@ func (w *diskWriter) Put(ctx context.Context, g *holdfast.Group) error {
 		return err
 	}
 	n := len(g.Chunks)
-	w.found = append(w.found[:0], make([]bool, n)...)
-	ask := make([]holdfast.Digest, n)
+	w.found = slices.Grow(w.found[:0], n)[:n]
+	w.ask = w.ask[:0]
 	for i := range g.Chunks {
-		ask[i] = g.Chunks[i].Digest
+		w.ask = append(w.ask, g.Chunks[i].Digest)
 	}
-	if err := w.lookUp(ask, func(i int, found bool) { w.found[i] = found }); err != nil {
+	if err := w.lookUp(w.ask, func(i int, found bool) { w.found[i] = found }); err != nil {
 		return err
 	}
 	there := 0
