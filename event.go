@@ -11,7 +11,20 @@ const (
 	Alarm
 )
 
-func (s Severity) String() string { return [...]string{"info", "warning", "alarm"}[min(s, Alarm)] }
+var severityNames = [...]string{"info", "warning", "alarm"}
+
+func (s Severity) String() string { return severityNames[min(s, Alarm)] }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *Severity) UnmarshalText(text []byte) error {
+	for i, n := range severityNames {
+		if n == string(text) {
+			*s = Severity(i)
+			return nil
+		}
+	}
+	return Errorf(Invalid, "parse severity", "%q is none of %v", clip(text), severityNames)
+}
 
 // MarshalText implements encoding.TextMarshaler.
 func (s Severity) MarshalText() ([]byte, error) { return []byte(s.String()), nil }

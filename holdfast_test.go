@@ -67,6 +67,31 @@ func TestManifestRefusesWhatItCannotWriteAgain(t *testing.T) {
 	}
 }
 
+func TestManifestOfBadNamesIsCanonical(t *testing.T) {
+	m := sampleManifest()
+	m.VM.Name = "db\xff"
+	b, err := MarshalManifest(&m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := UnmarshalManifest(b); err != nil || got.VM.Name != "db\uFFFD" {
+		t.Fatalf("%q, %v", got.VM.Name, err)
+	}
+}
+
+func TestSeverityReadsBack(t *testing.T) {
+	for s := Info; s <= Alarm; s++ {
+		var got Severity
+		if b, err := s.MarshalText(); err != nil || got.UnmarshalText(b) != nil || got != s {
+			t.Errorf("%v: %v", s, got)
+		}
+	}
+	var got Severity
+	if err := got.UnmarshalText([]byte("loud")); !errors.Is(err, Invalid) {
+		t.Error(err)
+	}
+}
+
 func FuzzManifest(f *testing.F) {
 	m := sampleManifest()
 	b, _ := MarshalManifest(&m)

@@ -160,9 +160,16 @@ func (m *Manifest) Disk(id DiskID) *Disk {
 	return nil
 }
 
-// MarshalManifest returns the canonical JSON of m.
+// MarshalManifest returns the canonical JSON of m. Bytes of names that are not UTF-8 become U+FFFD.
 func MarshalManifest(m *Manifest) ([]byte, error) {
 	b, err := json.Marshal(m)
+	if err == nil && bytes.Contains(b, []byte(`\ufffd`)) {
+		// encoding/json escapes the replacement of a bad byte, but not a U+FFFD that is there: only the second is canonical.
+		var valid Manifest
+		if err = json.Unmarshal(b, &valid); err == nil {
+			b, err = json.Marshal(&valid)
+		}
+	}
 	if err != nil {
 		return nil, Errorf(Internal, "encode manifest", "%w", err)
 	}

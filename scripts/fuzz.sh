@@ -7,7 +7,7 @@ time=${1:-20s}; n=0
 while IFS=: read -r file _ rest; do
   name=$(sed -E 's/^func (Fuzz[A-Za-z0-9_]*).*/\1/' <<<"$rest")
   echo "fuzz ./$(dirname "$file") $name $time"
-  go test "./$(dirname "$file")" -run '^$' -fuzz "^$name\$" -fuzztime "$time" -fuzzminimizetime 5s >/tmp/fuzz.$$ 2>&1 || { cat /tmp/fuzz.$$; exit 1; }
+  go test "./$(dirname "$file")" -run '^$' -fuzz "^$name\$" -fuzztime "$time" -fuzzminimizetime 10x >/tmp/fuzz.$$ 2>&1 || { cat /tmp/fuzz.$$; exit 1; }
   tail -n 2 /tmp/fuzz.$$ | head -n 1; n=$((n+1))
 done < <(git ls-files -co --exclude-standard '*_test.go' | xargs grep -nE '^func Fuzz' | sort)
 rm -f /tmp/fuzz.$$
