@@ -161,3 +161,26 @@ func TestFullMediumIsFreed(t *testing.T) {
 	l.reopen()
 	l.same(keep, append(slices.Clone(img), make([]byte, 1<<20-len(img))...))
 }
+
+// Goal: a container that a Collect removed just before a crash is no alarm at the next open; one that vanished otherwise is.
+func TestOnlyUnexpectedAbsenceIsAnAlarm(t *testing.T) {
+	fs := fsys.NewMem(1)
+	l := newLab(t, fs)
+	l.p.st.put(&contRecord{id: 7, size: 1, prints: []uint64{5, 6}})
+	l.p.st.put(&contRecord{id: 8, size: 1, prints: []uint64{5, 6}})
+	if err := l.p.st.mark([]markUpdate{{id: 8, n: 2, dead: bitmap(nil).complement(2)}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var alarms []string
+	p, err := OpenOn(background, pools.Env{Listener: func(e holdfast.Event) { alarms = append(alarms, e.Fields["container"]) }}, fs, l.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.p = p
+	if !slices.Equal(alarms, []string{contName(7)}) {
+		t.Fatalf("alarms: %v", alarms)
+	}
+}

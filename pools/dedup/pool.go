@@ -100,12 +100,14 @@ func (p *Pool) load(ctx context.Context) error {
 		if present[r.id] {
 			p.addRecord(r, nil)
 			delete(present, r.id)
-		} else {
+			return
+		}
+		if r.dead == nil || r.dead.count() < len(r.prints) { // otherwise a Collect removed it
 			p.listener.Emit(holdfast.Event{Type: holdfast.EventChunkCorrupt, Severity: holdfast.Alarm,
 				Text:   fmt.Sprintf("container %s of the pool is not there any more; verify the pool to learn which sets need it", contName(r.id)),
 				Fields: map[string]string{"pool": p.sb.Pool.String(), "container": contName(r.id)}})
-			p.st.drop(r.id)
 		}
+		p.st.drop(r.id)
 	})
 	for _, id := range slices.Sorted(maps.Keys(present)) {
 		if err := ctx.Err(); err != nil {
