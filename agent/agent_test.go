@@ -581,3 +581,35 @@ func TestFailedRestoresLeaveNothing(t *testing.T) {
 		})
 	}
 }
+
+// Goal: an agent that is told to stop in the middle of a task cleans up behind itself before it ends. Method: stop it when the
+// appliance sees its n-th message; stop checks that nothing is left.
+func TestStoppingInTheMiddleLeavesNothing(t *testing.T) {
+	for n := 1; n <= 40; n += 3 {
+		b := newBench(t)
+		reached := make(chan struct{})
+		seen := 0
+		b.house.on(func(wire.Message) error {
+			if seen++; seen == n {
+				close(reached)
+			}
+			return nil
+		})
+		b.run()
+		vm := b.host.addVM("a", content(uint64(n), 20<<20), content(uint64(n+1), 6<<20))
+		id := b.give(wire.Task{Kind: wire.TaskBackup, VM: vm.info.ID}, b.grantFor(vm, "adaptive", "fast"))
+		b.house.mu.Lock()
+		ended := b.house.ended[id]
+		b.house.mu.Unlock()
+		select {
+		case <-reached:
+		case <-ended: // it had fewer messages
+		}
+		b.stop()
+		select {
+		case <-ended:
+		default:
+			t.Errorf("stopped at message %d: the task's end was not reported", n)
+		}
+	}
+}
