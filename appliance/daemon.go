@@ -205,6 +205,9 @@ func closed(f func() error) func() error {
 // Addr returns the address of the port as it can be dialled from this machine's network.
 func (d *Daemon) Addr() string { return d.port.Addr().String() }
 
+// Service returns what the API calls, for programs that run an appliance inside themselves.
+func (d *Daemon) Service() *Service { return d.service }
+
 // Close stops the appliance: no new work, sessions are cut (agents come back when it is up again), pools and catalog are closed.
 func (d *Daemon) Close() error {
 	d.cancel(errShutdown)

@@ -338,11 +338,7 @@ func (s *Service) CollectPool(ctx context.Context, name string, dryRun bool) (po
 	if !ok {
 		return pools.CollectReport{}, holdfast.Errorf(holdfast.Unsupported, "collect", "a pool of kind %q gives its space back by itself", rec.Kind)
 	}
-	r, err := c.Collect(ctx, pools.CollectOptions{DryRun: dryRun})
-	if err == nil && !dryRun {
-		s.d.events.Emit(holdfast.Event{Type: holdfast.EventCollected, Text: fmt.Sprintf("pool %s gave %d bytes back", rec.Name, r.Freed), Fields: map[string]string{"pool": rec.Name}})
-	}
-	return r, err
+	return c.Collect(ctx, pools.CollectOptions{DryRun: dryRun})
 }
 
 // RebuildCatalog implements api.Service. Sets that the catalog lists and the pool does not have are reported by a later check, not removed.
@@ -459,6 +455,7 @@ func (s *Service) hostNames(tx *catalog.Tx) (map[holdfast.HostID]string, error) 
 
 // VMs implements api.Service.
 func (s *Service) VMs(context.Context) ([]api.VM, error) {
+	s.d.jobs.Refresh() // for the next time: what is known is shown at once
 	recs, err := s.vmRecords()
 	if err != nil {
 		return nil, err

@@ -24,10 +24,40 @@ func (s *Service) Backup(ctx context.Context, spec api.BackupSpec) (api.Run, err
 	if err != nil {
 		return api.Run{}, err
 	}
+	vms, err := s.namedVMs(spec.VMs)
+	if errors.Is(err, holdfast.NotExist) { // it may be new
+		s.refresh(ctx)
+		vms, err = s.namedVMs(spec.VMs)
+	}
+	if err != nil {
+		return api.Run{}, err
+	}
+	v, err := s.d.jobs.Start(ctx, catalog.RunBackup, job.Spec{Pool: rec.ID, PoolName: rec.Name, Full: spec.Full}, vms)
+	return s.showRun(v, err)
+}
+
+// refreshWait is how long a backup of a VM that nobody knows waits for the hosts to say what they have.
+const refreshWait = 2 * time.Second
+
+// refresh asks the hosts what they have and waits for the first answer, not for long.
+func (s *Service) refresh(ctx context.Context) {
+	changed := s.d.jobs.Changed()
+	s.d.jobs.Refresh()
+	late, stop := s.d.c.Clock.After(refreshWait)
+	defer stop()
+	select {
+	case <-changed:
+	case <-late:
+	case <-ctx.Done():
+	}
+}
+
+// namedVMs returns the VMs that have the names or ids, each once.
+func (s *Service) namedVMs(names []string) ([]catalog.VM, error) {
 	var vms []catalog.VM
 	seen := map[holdfast.VMID]bool{}
-	err = s.d.cat.View(func(tx *catalog.Tx) error {
-		for _, name := range spec.VMs {
+	err := s.d.cat.View(func(tx *catalog.Tx) error {
+		for _, name := range names {
 			vm, err := s.oneVM(tx, name)
 			if err != nil {
 				return err
@@ -39,11 +69,7 @@ func (s *Service) Backup(ctx context.Context, spec api.BackupSpec) (api.Run, err
 		}
 		return nil
 	})
-	if err != nil {
-		return api.Run{}, err
-	}
-	v, err := s.d.jobs.Start(ctx, catalog.RunBackup, job.Spec{Pool: rec.ID, PoolName: rec.Name, Full: spec.Full}, vms)
-	return s.showRun(v, err)
+	return vms, err
 }
 
 // oneVM returns the one VM that has the name or id.

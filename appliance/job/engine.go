@@ -44,6 +44,9 @@ type Engine struct {
 	hosts  map[holdfast.HostID]*host
 	runs   map[holdfast.RunID]*run // not over
 	tasks  map[holdfast.TaskID]*task
+
+	refreshed time.Time     // when the agents were last asked for inventories
+	changed   chan struct{} // closed and replaced when an inventory was recorded
 }
 
 // New returns an engine without runs; call Recover before anything else.
@@ -57,7 +60,8 @@ func New(o Options) *Engine {
 	if o.Reconnect <= 0 {
 		o.Reconnect = DefaultReconnect
 	}
-	e := &Engine{o: o, hosts: map[holdfast.HostID]*host{}, runs: map[holdfast.RunID]*run{}, tasks: map[holdfast.TaskID]*task{}}
+	e := &Engine{o: o, hosts: map[holdfast.HostID]*host{}, runs: map[holdfast.RunID]*run{}, tasks: map[holdfast.TaskID]*task{},
+		changed: make(chan struct{})}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	return e
 }

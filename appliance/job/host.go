@@ -68,6 +68,32 @@ func (e *Engine) Online(id holdfast.HostID) bool {
 	return h != nil && h.stream != nil
 }
 
+// refreshPause is how long an inventory counts as fresh.
+const refreshPause = time.Second
+
+// Refresh asks every connected agent what its host has now; what they answer comes by Inventory.
+func (e *Engine) Refresh() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	now := e.o.Clock.Now()
+	if now.Sub(e.refreshed) < refreshPause {
+		return
+	}
+	e.refreshed = now
+	for _, h := range e.hosts {
+		if h.stream != nil {
+			h.stream.push(wire.Notice{Inventory: true})
+		}
+	}
+}
+
+// Changed returns a channel that is closed when the next inventory was recorded.
+func (e *Engine) Changed() <-chan struct{} {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.changed
+}
+
 // Skipped returns the disks that cannot be backed up, by VM, as the host last said.
 func (e *Engine) Skipped(id holdfast.HostID) map[holdfast.VMID][]string {
 	e.mu.Lock()

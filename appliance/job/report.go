@@ -187,6 +187,8 @@ func (e *Engine) Inventory(ctx context.Context, id holdfast.HostID, inv wire.Inv
 	}
 	e.mu.Lock()
 	e.host(id).skipped = skipped
+	close(e.changed)
+	e.changed = make(chan struct{})
 	e.mu.Unlock()
 	return nil
 }

@@ -1,0 +1,85 @@
+package main
+
+import (
+	"fmt"
+	"net/url"
+
+	"github.com/spf13/cobra"
+
+	"github.com/holdfast-backup/holdfast/appliance/api"
+)
+
+func (a *app) hostCmd() *cobra.Command {
+	return group("host", "Hosts whose agents back up to this appliance", a.hostEnroll(), a.hostList(), a.hostDelete())
+}
+
+func (a *app) hostEnroll() *cobra.Command {
+	return &cobra.Command{Use: "enroll NAME", Short: "Make a one-time access key for a host's agent", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
+		var k api.EnrolKey
+		if err := a.call(c.Context(), "POST", "/v1/hosts", api.HostSpec{Name: args[0]}, &k); err != nil {
+			return err
+		}
+		return a.print(k, func(p *printer) {
+			p.line("Access key for %s, good once, until %s:\n\n%s\n", clean(k.Name), k.Expires.Local().Format("2006-01-02 15:04"), k.Key)
+			p.line("On the host:\n  holdfast-agent enroll --data DIR --server %s --key KEY", k.Server)
+		})
+	}}
+}
+
+func (a *app) hostList() *cobra.Command {
+	return &cobra.Command{Use: "list", Short: "List hosts", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+		var hs []api.Host
+		if err := a.call(c.Context(), "GET", "/v1/hosts", nil, &hs); err != nil {
+			return err
+		}
+		return a.print(hs, func(p *printer) {
+			if len(hs) == 0 {
+				p.line("No host yet; next: holdfast host enroll NAME")
+				return
+			}
+			p.row("NAME", "STATE", "SEEN", "VMS", "PRODUCT", "AGENT", "ID")
+			for _, h := range hs {
+				p.row(h.Name, h.State, when(h.Seen), h.VMs, h.Product, h.Agent, h.ID)
+			}
+		})
+	}}
+}
+
+func (a *app) hostDelete() *cobra.Command {
+	var yes bool
+	c := &cobra.Command{Use: "delete NAME", Short: "Remove a host and revoke its certificate; its sets stay", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
+		loss := fmt.Sprintf("The agent of host %q will be turned away for good; to come back it must be enrolled anew. Its backup sets stay.", args[0])
+		if err := a.confirm(yes, loss); err != nil {
+			return err
+		}
+		var h api.Host
+		if err := a.call(c.Context(), "DELETE", "/v1/hosts/"+url.PathEscape(args[0]), nil, &h); err != nil {
+			return err
+		}
+		return a.print(h, func(p *printer) { p.line("Host %s is removed.", clean(h.Name)) })
+	}}
+	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
+	return c
+}
+
+func (a *app) vmCmd() *cobra.Command {
+	return group("vm", "Virtual machines", &cobra.Command{Use: "list", Short: "List virtual machines", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+		var vms []api.VM
+		if err := a.call(c.Context(), "GET", "/v1/vms", nil, &vms); err != nil {
+			return err
+		}
+		return a.print(vms, func(p *printer) {
+			if len(vms) == 0 {
+				p.line("No virtual machine is known; is an agent online? See: holdfast host list")
+				return
+			}
+			p.row("NAME", "HOST", "STATE", "DISKS", "SIZE", "ID")
+			for _, v := range vms {
+				p.row(v.Name, v.Host, v.State, len(v.Disks), size(v.Size), v.ID)
+				for _, s := range v.Skipped {
+					p.row("", "not backed up:", s)
+				}
+			}
+		})
+	}})
+}

@@ -1,0 +1,109 @@
+package main
+
+import (
+	"fmt"
+	"net/url"
+
+	"github.com/spf13/cobra"
+
+	"github.com/holdfast-backup/holdfast"
+	"github.com/holdfast-backup/holdfast/appliance/api"
+)
+
+func (a *app) setCmd() *cobra.Command {
+	return group("set", "Backup sets: virtual machines at points in time", a.setList(), a.setShow(), a.setVerify(), a.setDelete())
+}
+
+func (a *app) setList() *cobra.Command {
+	var vm, pool string
+	c := &cobra.Command{Use: "list", Short: "List backup sets", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+		var sets []api.Set
+		q := url.Values{"vm": {vm}, "pool": {pool}}
+		if err := a.call(c.Context(), "GET", "/v1/sets?"+q.Encode(), nil, &sets); err != nil {
+			return err
+		}
+		return a.print(sets, func(p *printer) {
+			if len(sets) == 0 {
+				p.line("No backup set; next: holdfast backup VM --pool NAME")
+				return
+			}
+			p.row("SET", "VM", "POINT IN TIME", "KIND", "LOGICAL", "READ", "SENT", "STORED", "POOL")
+			for _, s := range sets {
+				p.row(s.ID, s.VM, when(s.Time), s.Kind, size(s.Logical), size(s.Read), size(s.Sent), size(s.Stored), s.Pool)
+			}
+		})
+	}}
+	c.Flags().StringVar(&vm, "vm", "", "only this virtual machine's (name or id)")
+	c.Flags().StringVar(&pool, "pool", "", "only in this pool")
+	return c
+}
+
+func (a *app) getSet(c *cobra.Command, id string) (api.Set, error) {
+	var s api.Set
+	err := a.call(c.Context(), "GET", "/v1/sets/"+url.PathEscape(id), nil, &s)
+	return s, err
+}
+
+func (a *app) setShow() *cobra.Command {
+	return &cobra.Command{Use: "show SET", Short: "Show a backup set", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
+		s, err := a.getSet(c, args[0])
+		if err != nil {
+			return err
+		}
+		return a.print(s, func(p *printer) {
+			p.row("set", s.ID)
+			p.row("virtual machine", s.VM, s.VMID)
+			p.row("host", s.Host)
+			p.row("pool", s.Pool)
+			p.row("point in time", when(s.Time))
+			p.row("kind", s.Kind, s.Parent)
+			p.row("consistency", s.Consistency, s.Note)
+			p.row("read", size(s.Read), "of "+size(s.Logical))
+			p.row("sent", size(s.Sent))
+			p.row("stored", size(s.Stored))
+			p.line("")
+			p.row("DISK", "NAME", "SIZE", "READ", "SENT", "STORED", "READ WHOLE BECAUSE")
+			for i, d := range s.Disks {
+				p.row(i, d.Name, size(d.Size), size(d.Read), size(d.Sent), size(d.Stored), d.Reason)
+			}
+		})
+	}}
+}
+
+func (a *app) setVerify() *cobra.Command {
+	return &cobra.Command{Use: "verify SET", Short: "Read a set back and check every byte", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
+		return a.verify(c, "/v1/sets/"+url.PathEscape(args[0])+"/verify", "set "+args[0])
+	}}
+}
+
+func (a *app) setDelete() *cobra.Command {
+	var yes bool
+	c := &cobra.Command{Use: "delete SET", Short: "Delete a set for good; every other set stays whole", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
+		s, err := a.getSet(c, args[0])
+		if err != nil {
+			return err
+		}
+		loss := fmt.Sprintf("This deletes the point in time %s of %s (%s, %s) for good. Other points in time are not affected.",
+			s.Time.Local().Format("2006-01-02 15:04:05"), clean(s.VM), plural(len(s.Disks), "disk"), size(s.Logical))
+		if err := a.confirm(yes, loss); err != nil {
+			return err
+		}
+		if err := a.call(c.Context(), "DELETE", "/v1/sets/"+url.PathEscape(s.ID), nil, &s); err != nil {
+			return err
+		}
+		return a.print(s, func(p *printer) {
+			p.line("Set %s is deleted. Its space comes back with: holdfast pool gc %s", s.ID, clean(s.Pool))
+		})
+	}}
+	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
+	return c
+}
+
+// rebuildError makes sets that could not be read the command's failure: a listing that lacks them must not look complete.
+func rebuildError(r api.Rebuilt) error {
+	if len(r.Errors) == 0 {
+		return nil
+	}
+	return &exitError{exitPartial, holdfast.Errorf(holdfast.Corrupt, "rebuild catalog", "%s could not be read", plural(len(r.Errors), "thing")).
+		Advise("'holdfast pool verify NAME' says what is damaged")}
+}
