@@ -19,6 +19,7 @@ import (
 // holdfast runs the whole product: daemon, agent, lab host and CLI, each a process of its own, over TLS on loopback.
 type holdfast struct {
 	bin, dir      string
+	chunking      string // of the pool; "" for the default
 	daemon, agent *exec.Cmd
 	clients       cost              // CPU and peak memory of the CLI runs of one step
 	ids           map[string]string // step → set id
@@ -39,7 +40,11 @@ func (h *holdfast) start(dir string) error {
 	}
 	_, addr, _ = strings.Cut(addr, "https://")
 	addr = strings.Trim(strings.Fields(addr)[0], "/")
-	if _, err := h.cli("pool", "create", "main", "--kind", "dedup", "--path", filepath.Join(dir, "pool")); err != nil {
+	create := []string{"pool", "create", "main", "--kind", "dedup", "--path", filepath.Join(dir, "pool")}
+	if h.chunking != "" {
+		create = append(create, "--chunking", h.chunking)
+	}
+	if _, err := h.cli(create...); err != nil {
 		return err
 	}
 	out, err := h.cli("host", "enroll", "bench", "--json")

@@ -3,6 +3,7 @@
 // Command run times Holdfast and its peers on the same disks, one after the other, and prints one table of ratios.
 //
 //	go run ./bench/run [-n RUNS] [-dir DIR] [-tools holdfast,restic,borg,zstd,cp]
+//	go run ./bench/run -tools holdfast,holdfast:variable,holdfast:fixed-64K,holdfast:fixed-512K    the chunkings against each other
 //
 // Every tool backs up disk A, A again (every byte read again), A a day later, and a sibling B, then restores A of the second day,
 // whose SHA-256 must be the source's. Holdfast runs whole: daemon, agent and CLI as separate programs over TLS. One step is
@@ -80,7 +81,7 @@ func bench(runs int, dir string, names []string) error {
 				continue
 			}
 			fmt.Fprintf(os.Stderr, "run %d of %d: %s\n", run+1, runs, name)
-			r, err := series(t, filepath.Join(dir, "repo-"+name), images, want)
+			r, err := series(t, filepath.Join(dir, "repo-"+strings.ReplaceAll(name, ":", "-")), images, want)
 			if err != nil {
 				return fmt.Errorf("%s: %w", name, err)
 			}

@@ -7,13 +7,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 )
 
 func newTool(name, dir string) (tool, error) {
-	if name == "holdfast" {
-		return &holdfast{bin: filepath.Join(dir, "bin")}, nil
+	if product, chunking, _ := strings.Cut(name, ":"); product == "holdfast" {
+		return &holdfast{bin: filepath.Join(dir, "bin"), chunking: chunking}, nil
 	}
 	if _, err := exec.LookPath(name); err != nil {
 		return nil, err
