@@ -232,6 +232,9 @@ func (d *Daemon) serveLinks() {
 			ctx = context.WithValue(ctx, cancelKey{}, cancel)
 			if err := d.ingest.ServeLink(ctx, link, link.Peer()); err != nil {
 				d.c.Log.Warn("a session with an agent failed", "host", link.Peer().String(), "error", err)
+				if holdfast.KindOf(err) == holdfast.Permission {
+					d.refusedAt("host "+link.Peer().String(), err)
+				}
 			}
 		})
 	}

@@ -224,6 +224,10 @@ func TestServerCertificateIsRenewedBeforeItExpires(t *testing.T) {
 	if err != nil || c == first || !c.Leaf.NotAfter.After(clk.now.Add(serverLifetime/2)) {
 		t.Fatalf("not renewed: %v", err)
 	}
+	clk.now = clk.now.Add(-serverLifetime)
+	if c, err := a.serverCertificate(); err != nil || c.Leaf.NotBefore.After(clk.now) {
+		t.Fatalf("not good for a clock that was set back: %v", err)
+	}
 }
 
 func TestAccessKeyIsOfOneApplianceAndItsHashDoesNotShowIt(t *testing.T) {

@@ -196,7 +196,8 @@ func (a *Authority) serverCertificate() (*tls.Certificate, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	now := a.clock.Now()
-	if a.server != nil && now.Add(serverLifetime/3).Before(a.server.Leaf.NotAfter) {
+	// The second half is for a clock that was set back.
+	if a.server != nil && now.Add(serverLifetime/3).Before(a.server.Leaf.NotAfter) && now.After(a.server.Leaf.NotBefore) {
 		return a.server, nil
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -80,7 +80,11 @@ func (e *Engine) Recover(ctx context.Context) error {
 			done := 0
 			for i := range rec.Tasks {
 				t := &rec.Tasks[i]
-				if !t.State.Ended() {
+				switch {
+				case t.State.Ended():
+				case rec.Kind == catalog.RunBackup && !t.Set.IsZero(): // the set is safe; what was left to do does not matter to it
+					t.State, t.Ended = catalog.RunDone, now
+				default:
 					t.State, t.Ended, t.Error = catalog.RunFailed, now, catalog.NewTaskError(errInterrupted)
 				}
 				if t.State == catalog.RunDone {
@@ -88,10 +92,14 @@ func (e *Engine) Recover(ctx context.Context) error {
 				}
 			}
 			rec.State, rec.Ended, rec.Error = catalog.RunFailed, now, catalog.NewTaskError(errInterrupted)
-			if done > 0 && !rec.Started.IsZero() {
+			switch done {
+			case 0:
+			case len(rec.Tasks):
+				rec.State, rec.Error = catalog.RunDone, nil
+			default:
 				rec.State = catalog.RunPartial
 			}
-			if err := tx.PutRun(rec); err != nil {
+			if err := putRun(tx, rec); err != nil {
 				return err
 			}
 		}
