@@ -25,7 +25,7 @@ var floors = [][]string{
 	{"fsys", "nbd", "ingest/wire", "ingest/chunk", "agent/hv", "agent/vhdx"},
 	{"kv", "ingest/wire/netem", "pools/blob", "pools/container", "agent/restore", "agent/transport"},
 	{"pools", "pools/blob/dirstore", "pools/blob/s3store", "pools/blob/blobtest", "pools/parity", "catalog", "agent/lab"},
-	{"pools/memory", "pools/dedup", "pools/standard", "pools/pooltest", "agent", "appliance/schedule"},
+	{"pools/memory", "pools/dedup", "pools/standard", "pools/pooltest", "agent", "appliance/schedule", "appliance/retain"},
 	{"ingest"},
 	{"appliance/auth", "appliance/job"},
 	{"appliance/api"},

@@ -2,6 +2,8 @@ package retain
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 )
 
@@ -53,23 +55,20 @@ func (j *judge) selectBy(r rule, points []*Decision) map[*Decision]string {
 	if r.n == 0 {
 		return nil
 	}
-	// The buckets in order of their newest points. Where clocks go back over midnight a day's points do not lie in one row.
-	var order []bucket
 	newest := map[bucket]*Decision{}
 	for _, d := range points {
 		b := r.bucket(d.Time.In(j.zone))
-		switch seen := newest[b]; {
-		case seen == nil:
-			order = append(order, b)
-			newest[b] = d
-		case seen.State == Damaged && d.State != Damaged:
+		if seen := newest[b]; seen == nil || seen.State == Damaged && d.State != Damaged {
 			newest[b] = d
 		}
 	}
+	// The buckets are ranked by the points that stand for them and not by where they are first met: where clocks go back over
+	// midnight a day's points do not lie in one row, and removing a damaged one must not change the order.
+	ranked := slices.SortedFunc(maps.Values(newest), func(a, b *Decision) int { return newestFirst(a.Point, b.Point) })
 	out := map[*Decision]string{}
 	usable, damaged := 0, 0
-	for _, b := range order {
-		switch d := newest[b]; {
+	for _, d := range ranked {
+		switch {
 		case usable == r.n:
 			return out
 		case d.State != Damaged:

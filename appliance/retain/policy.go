@@ -132,8 +132,7 @@ func (p Policy) String() string {
 			words = append(words, "quota="+formatBytes(p.Quota))
 		}
 	}
-	switch {
-	case len(words) == 0:
+	if len(words) == 0 {
 		return Forever
 	}
 	return strings.Join(words, ",")

@@ -149,7 +149,9 @@ func byVM(sets []Point) [][]Point {
 	return out
 }
 
-func newestFirst(a, b Point) int { return cmp.Or(b.Time.Compare(a.Time), bytes.Compare(b.Set.ID[:], a.Set.ID[:])) }
+func newestFirst(a, b Point) int {
+	return cmp.Or(b.Time.Compare(a.Time), bytes.Compare(b.Set.ID[:], a.Set.ID[:]))
+}
 
 // judge carries what all of a round's decisions need.
 type judge struct {
@@ -252,7 +254,7 @@ func (j *judge) remove(ds []Decision, pool PoolFill) {
 	}
 	percent := int64(j.p.DelayUntilFull)
 	delay := percent > 0 && pool.Size > 0
-	full := pool.Size/100*percent + pool.Size%100*percent/100
+	full := pool.Size/100*percent + (pool.Size%100*percent+99)/100 // rounded up: the first whole byte that is enough
 	left := pool.Used - pool.Pending
 	earliestFirst(expired)
 	for _, d := range expired {
