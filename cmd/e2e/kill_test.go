@@ -18,35 +18,54 @@ func killAfter(rng *rand.Rand, limit time.Duration, p *proc) {
 	p.kill()
 }
 
+// A span is how long a kind of work takes when nobody disturbs it, as seen so far: kills are spread over it.
+type span time.Duration
+
+// seen takes in a piece of work that was not interrupted.
+func (s *span) seen(took time.Duration) { *s = (*s*3 + span(took)) / 4 }
+
+func (s *span) limit() time.Duration { return max(time.Duration(*s), time.Millisecond) }
+
 // TestKilledDaemonLosesNothing is the first half of acceptance 6: the daemon is killed at random moments of backup, delete and
 // GC; it is ready again in 5 s (startDaemon checks), no acknowledged set is damaged or gone, and no partial one is listed.
 func TestKilledDaemonLosesNothing(t *testing.T) {
 	s, rng := newSite(t), newRand(t)
-	d := s.newVM(rng, "db", 24<<20)[0]
+	d := s.newVM(rng, "db", 48<<20)[0]
 	points := map[string][]byte{}
 	first := s.backup("db")
 	points[first.ID] = bytes.Clone(d.truth)
 	kills := times(200)
-	interrupted := 0
+	interrupted := map[string]int{}
+	spans := map[string]*span{}
+	for _, kind := range []string{"backup", "delete", "gc"} {
+		spans[kind] = new(span)
+		*spans[kind] = span(100 * time.Millisecond)
+	}
 	for i := range kills {
-		work := make(chan error, 1)
-		var gone string
+		var gone, kind string
+		var args []string
 		switch i % 4 {
 		case 0, 1:
-			d.write(rng, 3, 256<<10)
-			go func() { _, err := s.try("backup", "db", "--pool", "main"); work <- err }()
+			d.write(rng, 6, 2<<20)
+			kind, args = "backup", []string{"backup", "db", "--pool", "main"}
 		case 2:
 			for id := range points {
 				gone = id
 				break
 			}
-			go func() { _, err := s.try("set", "delete", gone, "--yes"); work <- err }()
+			kind, args = "delete", []string{"set", "delete", gone, "--yes"}
 		case 3:
-			go func() { _, err := s.try("pool", "gc", "main"); work <- err }()
+			kind, args = "gc", []string{"pool", "gc", "main"}
 		}
-		killAfter(rng, 350*time.Millisecond, s.daemon)
+		work := make(chan error, 1)
+		start := time.Now()
+		var took time.Duration
+		go func() { _, err := s.try(args...); took = time.Since(start); work <- err }()
+		killAfter(rng, spans[kind].limit(), s.daemon)
 		if err := <-work; err != nil {
-			interrupted++
+			interrupted[kind]++
+		} else {
+			spans[kind].seen(took)
 		}
 		s.startDaemon()
 		s.waitOnline("hv1")
@@ -82,7 +101,7 @@ func TestKilledDaemonLosesNothing(t *testing.T) {
 		s.export(id, 0, truth)
 	}
 	s.cli("pool", "verify", "main")
-	t.Logf("%d kills, %d commands interrupted, %d points alive", kills, interrupted, len(points))
+	t.Logf("%d kills; interrupted: %v; %d points alive", kills, interrupted, len(points))
 	noLeftovers(t, s)
 }
 
@@ -93,10 +112,11 @@ func TestKilledAgentCleansUp(t *testing.T) {
 	d := s.newVM(rng, "db", 48<<20)[0]
 	kills := times(50)
 	points := map[string][]byte{}
+	usual := span(100 * time.Millisecond)
 	for i := range kills {
-		d.write(rng, 4, 512<<10)
+		d.write(rng, 4, 2<<20)
 		go s.try("backup", "db", "--pool", "main")
-		killAfter(rng, 500*time.Millisecond, s.agent)
+		killAfter(rng, usual.limit(), s.agent)
 		s.startAgent()
 		s.settle("db")
 		noLeftovers(t, s)
@@ -106,7 +126,9 @@ func TestKilledAgentCleansUp(t *testing.T) {
 			}
 		}
 		if i%10 == 9 {
+			start := time.Now()
 			x := s.backup("db")
+			usual.seen(time.Since(start))
 			points[x.ID] = bytes.Clone(d.truth)
 			for id, truth := range points {
 				s.export(id, 0, truth)
