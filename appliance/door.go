@@ -22,6 +22,7 @@ import (
 
 const (
 	handshakeTime = 10 * time.Second // for a stranger to show who it is
+	farewellTime  = 2 * time.Second  // for a stranger to hear why it is turned away
 	maxStrangers  = 256              // connections in their handshake at once; more wait in the kernel
 	maxHeader     = 64 << 10         // bytes of a request's header
 	tlsRecord     = 0x16             // the first byte of every TLS connection
@@ -126,10 +127,10 @@ func (d *Daemon) welcome(conn net.Conn, config *tls.Config, control *handover, t
 	}
 	tc := tls.Server(peeked, config)
 	if err := tc.HandshakeContext(d.ctx); err != nil {
-		_ = conn.Close() // the alert is out
 		if d.ctx.Err() == nil && !errors.Is(err, io.EOF) {
 			d.refused(conn.RemoteAddr(), fmt.Errorf("TLS handshake: %w", err))
 		}
+		d.farewell(conn) // the alert is out
 		return
 	}
 	_ = conn.SetDeadline(time.Time{})
@@ -165,15 +166,21 @@ func (d *Daemon) plaintext(conn net.Conn, first byte) {
 		answer = fmt.Sprintf("HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", len(line), line)
 	}
 	d.refused(conn.RemoteAddr(), errPlaintext)
-	_, err := io.WriteString(conn, answer)
-	if tcp, ok := conn.(*net.TCPConn); ok && err == nil {
-		err = tcp.CloseWrite()
+	if _, err := io.WriteString(conn, answer); err != nil {
+		_ = conn.Close() // it does not listen
+		return
 	}
-	if err == nil {
-		// What was sent must be read, or the reset that follows would overtake the answer. The deadline ends it.
+	d.farewell(conn)
+}
+
+// farewell closes a connection on which the last word was said. What the peer still sends is read for a moment: the reset that follows a
+// close with unread bytes would overtake the last word.
+func (d *Daemon) farewell(conn net.Conn) {
+	_ = conn.SetDeadline(d.c.Clock.Now().Add(farewellTime)) // all errors here mean that the peer has gone
+	if tcp, ok := conn.(*net.TCPConn); ok && tcp.CloseWrite() == nil {
 		_, _ = io.CopyN(io.Discard, conn, maxHeader)
 	}
-	_ = conn.Close() // said what there is to say
+	_ = conn.Close()
 }
 
 var errPlaintext error = holdfast.Errorf(holdfast.Permission, "", "it spoke in the clear, without TLS")

@@ -455,7 +455,7 @@ func (s *Service) hostNames(tx *catalog.Tx) (map[holdfast.HostID]string, error) 
 
 // VMs implements api.Service.
 func (s *Service) VMs(context.Context) ([]api.VM, error) {
-	s.d.jobs.Refresh() // for the next time: what is known is shown at once
+	s.d.jobs.RefreshStale() // for the next time: what is known is shown at once
 	recs, err := s.vmRecords()
 	if err != nil {
 		return nil, err

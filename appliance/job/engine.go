@@ -240,7 +240,7 @@ func (e *Engine) Cancel(id holdfast.RunID) error {
 		if err != nil {
 			return err
 		}
-		return holdfast.Errorf(holdfast.Invalid, "cancel run", "run %s is over: %s", id, v.State)
+		return holdfast.Errorf(holdfast.Invalid, "cancel run", "run %s is over: %s", id, v.State).Advise("'holdfast run show %s' says how it went", id)
 	}
 	r.cancelled = true
 	for _, t := range r.tasks {

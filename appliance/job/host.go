@@ -71,15 +71,21 @@ func (e *Engine) Online(id holdfast.HostID) bool {
 // refreshPause is how long an inventory counts as fresh.
 const refreshPause = time.Second
 
+// RefreshStale is Refresh, unless it was done a moment ago.
+func (e *Engine) RefreshStale() {
+	e.mu.Lock()
+	stale := e.o.Clock.Now().Sub(e.refreshed) >= refreshPause
+	e.mu.Unlock()
+	if stale {
+		e.Refresh()
+	}
+}
+
 // Refresh asks every connected agent what its host has now; what they answer comes by Inventory.
 func (e *Engine) Refresh() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	now := e.o.Clock.Now()
-	if now.Sub(e.refreshed) < refreshPause {
-		return
-	}
-	e.refreshed = now
+	e.refreshed = e.o.Clock.Now()
 	for _, h := range e.hosts {
 		if h.stream != nil {
 			h.stream.push(wire.Notice{Inventory: true})

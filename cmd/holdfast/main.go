@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -45,6 +46,7 @@ type app struct {
 }
 
 func (a *app) main(ctx context.Context, args []string) int {
+	a.json = slices.Contains(args, "--json") // also where the arguments cannot be read
 	root := a.root()
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
@@ -73,7 +75,7 @@ func (a *app) root() *cobra.Command {
 	root.SetErr(a.errw)
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usage(c, err) })
 	root.PersistentFlags().StringVar(&a.data, "data", data, "folder of the daemon (or HOLDFAST_DATA)")
-	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON, for programs; errors too")
+	root.PersistentFlags().BoolVar(&a.json, "json", a.json, "print JSON, for programs; errors too")
 	root.AddCommand(a.statusCmd(), a.poolCmd(), a.hostCmd(), a.vmCmd(), a.backupCmd(), a.setCmd(), a.restoreCmd(), a.catalogCmd(),
 		a.runCmd(), a.eventsCmd(), a.demoCmd())
 	wrapArgs(root)
@@ -164,6 +166,8 @@ func (a *app) report(err error) int {
 		code = fixed.code
 	case strings.HasPrefix(err.Error(), "unknown command"):
 		code, err = exitUsage, holdfast.Errorf(holdfast.Invalid, "", "%w", err).Advise("'holdfast --help' lists the commands")
+	case strings.HasPrefix(err.Error(), "required flag"):
+		code, err = exitUsage, holdfast.Errorf(holdfast.Invalid, "", "%w", err).Advise("'holdfast COMMAND --help' shows how to use it")
 	case !known:
 		code = exitFailed
 	}
