@@ -40,7 +40,7 @@ func (b *treeBuilder) place(ctx context.Context, r holdfast.Ref) error {
 		seg := off >> leafSpan
 		end := min((seg+1)<<leafSpan, r.End())
 		if seg != b.seg {
-			if err := b.endSegment(); err != nil {
+			if err := b.endSegment(ctx); err != nil {
 				return err
 			}
 			if err := ctx.Err(); err != nil {
@@ -79,20 +79,20 @@ func appendRef(refs []holdfast.Ref, r holdfast.Ref) []holdfast.Ref {
 func segmentEnd(seg, size int64) int64 { return min((seg+1)<<leafSpan, size) }
 
 // endSegment turns the collected segment into a leaf.
-func (b *treeBuilder) endSegment() error {
+func (b *treeBuilder) endSegment(ctx context.Context) error {
 	if b.seg < 0 {
 		return nil
 	}
 	refs := b.refs
 	whole := len(b.covered) == 1 && b.covered[0] == holdfast.Extent{Off: b.seg << leafSpan, Len: segmentEnd(b.seg, b.size) - b.seg<<leafSpan}
 	if b.has && !whole {
-		old, err := b.parent.segment(b.seg)
+		old, err := b.parent.segment(ctx, b.seg)
 		if err != nil {
 			return err
 		}
 		refs = merge(old, b.refs, b.covered, b.size)
 	}
-	d, err := b.store(refs, leafSpan, b.seg<<leafSpan)
+	d, err := b.store(ctx, refs, leafSpan, b.seg<<leafSpan)
 	if err != nil {
 		return err
 	}
@@ -137,7 +137,7 @@ func merge(old, placed []holdfast.Ref, covered holdfast.Extents, size int64) []h
 
 // store stores the node that has refs (at the disk's offsets) and returns its digest, zero for no refs. A leaf that
 // would be too long becomes an interior node of smaller leaves.
-func (b *treeBuilder) store(refs []holdfast.Ref, span uint8, base int64) (holdfast.Digest, error) {
+func (b *treeBuilder) store(ctx context.Context, refs []holdfast.Ref, span uint8, base int64) (holdfast.Digest, error) {
 	if len(refs) == 0 {
 		return holdfast.Digest{}, nil
 	}
@@ -149,7 +149,7 @@ func (b *treeBuilder) store(refs []holdfast.Ref, span uint8, base int64) (holdfa
 		}
 		b.enc = appendNode(b.enc[:0], &leaf)
 		if len(b.enc) <= maxLeaf || span == minSpan {
-			return b.s.putNode(&b.r, b.enc)
+			return b.s.putNode(ctx, &b.r, b.enc)
 		}
 	}
 	n := node{span: span, child: childSpan(span)}
@@ -169,23 +169,23 @@ func (b *treeBuilder) store(refs []holdfast.Ref, span uint8, base int64) (holdfa
 			}
 			refs = refs[1:]
 		}
-		d, err := b.store(part, n.child, off)
+		d, err := b.store(ctx, part, n.child, off)
 		if err != nil {
 			return d, err
 		}
 		n.children[i] = d
 	}
-	return b.s.putNode(&b.r, appendNode(nil, &n))
+	return b.s.putNode(ctx, &b.r, appendNode(nil, &n))
 }
 
 // finish stores the rest of the recipe and returns its root.
 func (b *treeBuilder) finish(ctx context.Context) (diskRoot, error) {
 	root := diskRoot{}
-	if err := b.endSegment(); err != nil {
+	if err := b.endSegment(ctx); err != nil {
 		return root, err
 	}
 	root.placed = b.placed
-	if err := b.adjust(); err != nil {
+	if err := b.adjust(ctx); err != nil {
 		return root, err
 	}
 	if len(b.changed) == 0 {
@@ -198,7 +198,7 @@ func (b *treeBuilder) finish(ctx context.Context) (diskRoot, error) {
 			return root, err
 		}
 		var err error
-		if level, err = b.level(level, span+fanBits); err != nil {
+		if level, err = b.level(ctx, level, span+fanBits); err != nil {
 			return root, err
 		}
 	}
@@ -208,14 +208,14 @@ func (b *treeBuilder) finish(ctx context.Context) (diskRoot, error) {
 
 // adjust makes segments count as changed where the disk's size is not the parent's: the one that a smaller disk cuts off, and
 // the first one where the root lies higher or lower.
-func (b *treeBuilder) adjust() error {
+func (b *treeBuilder) adjust(ctx context.Context) error {
 	old := b.parent.tree.size
 	if !b.has || old == b.size || b.parent.tree.root.IsZero() {
 		return nil
 	}
 	last := (min(old, b.size) - 1) >> leafSpan
 	for _, i := range [...]int64{0, last} {
-		if err := b.touch(i); err != nil {
+		if err := b.touch(ctx, i); err != nil {
 			return err
 		}
 	}
@@ -223,7 +223,7 @@ func (b *treeBuilder) adjust() error {
 }
 
 // touch makes a segment count as changed that was not placed in.
-func (b *treeBuilder) touch(i int64) error {
+func (b *treeBuilder) touch(ctx context.Context, i int64) error {
 	at := len(b.changed)
 	for at > 0 && b.changed[at-1].index >= i {
 		at--
@@ -231,11 +231,11 @@ func (b *treeBuilder) touch(i int64) error {
 	if at < len(b.changed) && b.changed[at].index == i {
 		return nil
 	}
-	old, err := b.parent.segment(i)
+	old, err := b.parent.segment(ctx, i)
 	if err != nil {
 		return err
 	}
-	d, err := b.store(merge(old, nil, nil, b.size), leafSpan, i<<leafSpan)
+	d, err := b.store(ctx, merge(old, nil, nil, b.size), leafSpan, i<<leafSpan)
 	if err != nil {
 		return err
 	}
@@ -246,7 +246,7 @@ func (b *treeBuilder) touch(i int64) error {
 }
 
 // level stores the interior nodes of a span above what changed below.
-func (b *treeBuilder) level(below []segment, span uint8) ([]segment, error) {
+func (b *treeBuilder) level(ctx context.Context, below []segment, span uint8) ([]segment, error) {
 	var out []segment
 	n := node{span: span, child: span - fanBits}
 	var children [maxFan]holdfast.Digest
@@ -254,7 +254,7 @@ func (b *treeBuilder) level(below []segment, span uint8) ([]segment, error) {
 		index := below[0].index >> fanBits
 		clear(children[:])
 		if b.has {
-			if err := b.parent.children(span, index, &children); err != nil {
+			if err := b.parent.children(ctx, span, index, &children); err != nil {
 				return nil, err
 			}
 		}
@@ -274,7 +274,7 @@ func (b *treeBuilder) level(below []segment, span uint8) ([]segment, error) {
 			n.children = children[:]
 			var err error
 			b.enc = appendNode(b.enc[:0], &n)
-			if d, err = b.s.putNode(&b.r, b.enc); err != nil {
+			if d, err = b.s.putNode(ctx, &b.r, b.enc); err != nil {
 				return nil, err
 			}
 		}

@@ -209,6 +209,7 @@ func (c *cont) damagedLive() bool {
 // internalSession returns a session that only owns containers.
 func (p *Pool) internalSession() *session {
 	s := &session{p: p, pins: map[uint32]bitmap{}, hasher: p.domain.Hasher()}
+	s.life, s.stop = context.WithCancel(p.life)
 	s.data = packer{s: s, kind: container.Data}
 	s.nodes = packer{s: s, kind: container.Node}
 	p.mu.Lock()
@@ -243,7 +244,7 @@ func (c *compaction) copySome(ctx context.Context, sources []*cont) (int, error)
 		if i > 0 && c.copied >= container.TargetStored {
 			return i, nil
 		}
-		moves, copied, err := c.copyOne(src)
+		moves, copied, err := c.copyOne(ctx, src)
 		if holdfast.KindOf(err) == holdfast.Corrupt && err != nil {
 			continue // stays where it is, for a repair
 		}
@@ -259,16 +260,16 @@ func (c *compaction) copySome(ctx context.Context, sources []*cont) (int, error)
 
 // copyOne copies the live groups of a container. Whole groups are copied as they are, after their checksum; of others
 // the live chunks are encoded again, after their digests.
-func (c *compaction) copyOne(src *cont) ([]move, int64, error) {
+func (c *compaction) copyOne(ctx context.Context, src *cont) ([]move, int64, error) {
 	p := c.p
 	p.mu.RLock()
 	dead := slices.Clone(src.dead)
 	p.mu.RUnlock()
-	footer, err := p.loadFooter(src)
+	footer, err := p.loadFooter(ctx, src)
 	if err != nil {
 		return nil, 0, err
 	}
-	r, err := p.med.open(contName(src.id))
+	r, err := p.med.Open(ctx, contName(src.id))
 	if err != nil {
 		return nil, 0, err
 	}

@@ -174,18 +174,18 @@ func TestCollectFailsClosed(t *testing.T) {
 		t.Fatal(err)
 	}
 	flip(t, fs, setName(keep), 100)
-	before, _ := l.p.med.list(containersDir)
+	before, _ := l.p.med.List(background, containersDir)
 	if _, err := l.p.Collect(background, pools.CollectOptions{}); holdfast.KindOf(err) != holdfast.Corrupt || holdfast.HintOf(err) == "" {
 		t.Fatalf("collect with a damaged set record: %v", err)
 	}
 	flip(t, fs, setName(keep), 100)
-	node, _ := l.p.med.list(containersDir)
+	node, _ := l.p.med.List(background, containersDir)
 	flip(t, fs, node[1], 128+64+36+20) // the second container of the first set holds its nodes
 	l.reopen()
 	if _, err := l.p.Collect(background, pools.CollectOptions{}); holdfast.KindOf(err) != holdfast.Corrupt {
 		t.Fatalf("collect with a damaged node: %v", err)
 	}
-	after, _ := l.p.med.list(containersDir)
+	after, _ := l.p.med.List(background, containersDir)
 	if !slices.Equal(before, after) {
 		t.Fatal("containers were removed")
 	}

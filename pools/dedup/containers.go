@@ -1,11 +1,13 @@
 package dedup
 
 import (
+	"context"
 	"path"
 	"sync"
 	"sync/atomic"
 
 	"github.com/holdfast-backup/holdfast"
+	"github.com/holdfast-backup/holdfast/pools/blob"
 	"github.com/holdfast-backup/holdfast/pools/container"
 )
 
@@ -109,7 +111,7 @@ func (p *Pool) drop(c *cont) bool {
 
 // removeObject removes the object of a container that nobody uses. One that cannot be removed is tried again by the next Collect.
 func (p *Pool) removeObject(c *cont) bool {
-	if err := p.med.remove(contName(c.id)); err != nil {
+	if err := p.med.Remove(p.life, contName(c.id)); err != nil {
 		p.mu.Lock()
 		p.leftover = append(p.leftover, c)
 		p.mu.Unlock()
@@ -122,11 +124,11 @@ func (p *Pool) removeObject(c *cont) bool {
 }
 
 // loadFooter returns the footer of a container that the caller holds or that cannot go. It is shared: read only.
-func (p *Pool) loadFooter(c *cont) (*container.Footer, error) {
+func (p *Pool) loadFooter(ctx context.Context, c *cont) (*container.Footer, error) {
 	if f := p.footers.get(c.slot); f != nil {
 		return f, nil
 	}
-	r, err := p.med.open(contName(c.id))
+	r, err := p.med.Open(ctx, contName(c.id))
 	if err != nil {
 		return nil, err
 	}
@@ -135,11 +137,11 @@ func (p *Pool) loadFooter(c *cont) (*container.Footer, error) {
 }
 
 // footerFrom is loadFooter where the container is open already.
-func (p *Pool) footerFrom(c *cont, r reader) (*container.Footer, error) {
+func (p *Pool) footerFrom(c *cont, r blob.Reader) (*container.Footer, error) {
 	if f := p.footers.get(c.slot); f != nil {
 		return f, nil
 	}
-	h, f, err := container.Load(r, r.size())
+	h, f, err := container.Load(r, r.Size())
 	if err != nil {
 		return nil, holdfast.Errorf(holdfast.KindOf(err), "container "+hex16(c.id), "%w", err)
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/fsys"
 	"github.com/holdfast-backup/holdfast/pools"
+	"github.com/holdfast-backup/holdfast/pools/blob/dirstore"
 	"github.com/holdfast-backup/holdfast/pools/container"
 	"github.com/holdfast-backup/holdfast/pools/pooltest"
 )
@@ -89,16 +90,19 @@ func harness(t *testing.T) pooltest.Harness {
 
 // corrupt changes stored bytes of a data chunk in the first container.
 func corrupt(t pooltest.T, fs fsys.FS) {
-	m := newFolder(fs)
-	names, err := m.list(containersDir)
-	if err != nil || len(names) == 0 {
-		t.Fatalf("%d containers: %v", len(names), err)
-	}
-	r, err := m.open(names[0])
+	m, err := dirstore.Open(layout{fs}, dirstore.Options{ReadOnly: true})
 	if err != nil {
 		t.Fatalf("corrupt: %v", err)
 	}
-	_, f, err := container.Load(r, r.size())
+	names, err := m.List(background, containersDir)
+	if err != nil || len(names) == 0 {
+		t.Fatalf("%d containers: %v", len(names), err)
+	}
+	r, err := m.Open(background, names[0])
+	if err != nil {
+		t.Fatalf("corrupt: %v", err)
+	}
+	_, f, err := container.Load(r, r.Size())
 	if err != nil {
 		t.Fatalf("corrupt: %v", err)
 	}

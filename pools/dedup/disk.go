@@ -63,11 +63,11 @@ func (w *diskWriter) Missing(ctx context.Context, ds []holdfast.Digest, missing 
 	if len(ds) != len(missing) {
 		return holdfast.Errorf(holdfast.Invalid, op, "%d answers for %d questions", len(missing), len(ds))
 	}
-	return w.lookUp(ds, func(i int, found bool) { missing[i] = !found })
+	return w.lookUp(ctx, ds, func(i int, found bool) { missing[i] = !found })
 }
 
 // lookUp tells for each digest whether the set can rely on it from now on, and pins what is others'.
-func (w *diskWriter) lookUp(ds []holdfast.Digest, answer func(i int, found bool)) error {
+func (w *diskWriter) lookUp(ctx context.Context, ds []holdfast.Digest, answer func(i int, found bool)) error {
 	w.ds, w.at = w.ds[:0], w.at[:0]
 	w.s.mu.Lock()
 	for i := range ds {
@@ -82,7 +82,7 @@ func (w *diskWriter) lookUp(ds []holdfast.Digest, answer func(i int, found bool)
 	if len(w.ds) == 0 {
 		return nil
 	}
-	if err := w.r.resolve(w.ds, forReuse); err != nil {
+	if err := w.r.resolve(ctx, w.ds, forReuse); err != nil {
 		return err
 	}
 	w.s.pin(&w.r, func(i int, found bool) { answer(int(w.at[i]), found) })
@@ -104,7 +104,7 @@ func (w *diskWriter) Put(ctx context.Context, g *holdfast.Group) error {
 	for i := range g.Chunks {
 		w.ask = append(w.ask, g.Chunks[i].Digest)
 	}
-	if err := w.lookUp(w.ask, func(i int, found bool) { w.found[i] = found }); err != nil {
+	if err := w.lookUp(ctx, w.ask, func(i int, found bool) { w.found[i] = found }); err != nil {
 		return err
 	}
 	there := 0
@@ -147,7 +147,7 @@ func (w *diskWriter) Place(ctx context.Context, refs []holdfast.Ref) error {
 	if err := pools.CheckRefs(refs, w.end, w.s.m.Disks[w.no].Size); err != nil {
 		return err
 	}
-	if err := w.checkChunks(refs); err != nil {
+	if err := w.checkChunks(ctx, refs); err != nil {
 		return err
 	}
 	for _, r := range refs {
@@ -162,7 +162,7 @@ func (w *diskWriter) Place(ctx context.Context, refs []holdfast.Ref) error {
 }
 
 // checkChunks refuses refs to chunks that the set may not rely on or that are shorter than the refs say.
-func (w *diskWriter) checkChunks(refs []holdfast.Ref) error {
+func (w *diskWriter) checkChunks(ctx context.Context, refs []holdfast.Ref) error {
 	const op = "place"
 	w.ds, w.at = w.ds[:0], w.at[:0]
 	w.s.mu.Lock()
@@ -184,7 +184,7 @@ func (w *diskWriter) checkChunks(refs []holdfast.Ref) error {
 	w.s.mu.Unlock()
 	var stranger *holdfast.Ref
 	if len(w.ds) > 0 {
-		if err := w.r.resolve(w.ds, forPlacing); err != nil {
+		if err := w.r.resolve(ctx, w.ds, forPlacing); err != nil {
 			return err
 		}
 		for i := range w.r.hits {

@@ -11,5 +11,6 @@
 // in docs/locking.md. Damage that a read or Verify finds takes the chunk out of deduplication at once, so that the next backup
 // stores it anew.
 //
-// The engine knows no folders or files but through the small interface medium. It must not import other drivers or the catalog.
+// The engine keeps everything that is true in a blob.Store (OpenStore), so that other drivers can run it on theirs; the driver of this package gives
+// it a folder (OpenOn, layout.go). It must not import other drivers or the catalog.
 package dedup

@@ -3,11 +3,12 @@ package dedup
 import (
 	"context"
 	"encoding/json"
+	"io"
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/fsys"
-	"github.com/holdfast-backup/holdfast/internal/clock"
 	"github.com/holdfast-backup/holdfast/pools"
+	"github.com/holdfast-backup/holdfast/pools/blob/dirstore"
 )
 
 // Config is the driver's configuration.
@@ -73,63 +74,52 @@ func CreateOn(ctx context.Context, env pools.Env, fs fsys.FS, id holdfast.PoolID
 	}
 	for _, n := range names {
 		switch n {
-		case superblockCopy, stagingDir, "lost+found":
+		case folderCopy, setsDir, containersDir, folderStaging, "lost+found":
 		default:
 			return holdfast.Errorf(holdfast.Exist, "create pool", "the place is not empty: it holds %q", n).Advise("choose an empty folder")
 		}
 	}
-	s, err := newSuperblock(id, chunking, clockOf(env).Now())
+	s, err := newSuperblock(poolKind, id, chunking, clockOf(env).Now())
 	if err != nil {
 		return err
 	}
-	m := newFolder(fs)
-	for _, dir := range []string{setsDir, containersDir, stagingDir} {
-		if err := m.mkdir(dir); err != nil {
-			return err
+	for _, dir := range []string{setsDir, containersDir} {
+		if err := fs.MkdirAll(dir); err != nil {
+			return classify("create pool", err)
+		}
+		names, err := fs.List(dir)
+		if err != nil {
+			return classify("create pool", err)
+		}
+		if len(names) > 0 {
+			return holdfast.Errorf(holdfast.Exist, "create pool", "the place is not empty: it holds %q", dir+"/"+names[0]).Advise("choose an empty folder")
 		}
 	}
-	if err := m.sweepStaging(); err != nil {
+	m, err := dirstore.Open(layout{fs}, dirstore.Options{})
+	if err != nil {
 		return err
 	}
-	if err := writeSuperblock(m, s); err != nil {
-		return err
-	}
-	return ctx.Err()
+	return writeSuperblock(ctx, m, s)
 }
 
 // OpenOn opens the pool in a file system. It fails with Busy while another process has it open, and with Invalid if the pool
 // there is another one.
 func OpenOn(ctx context.Context, env pools.Env, fs fsys.FS, id holdfast.PoolID) (*Pool, error) {
-	m := newFolder(fs)
-	s, err := readSuperblock(m)
+	look, err := dirstore.Open(layout{fs}, dirstore.Options{ReadOnly: true})
 	if err != nil {
 		return nil, err
 	}
-	if s.Pool != id {
-		return nil, holdfast.Errorf(holdfast.Invalid, "open pool", "the pool here is %s, not %s", s.Pool, id)
+	if _, err := readSuperblock(ctx, look, poolKind); err != nil {
+		return nil, err // before a lock is made in a folder that is no pool
 	}
 	lock, err := fs.Lock("lock")
 	if err != nil {
 		return nil, classify("open pool", err)
 	}
-	p := newPool(env, m, s)
-	p.closers = append(p.closers, lock)
-	err = m.sweepStaging()
-	if err == nil {
-		p.st = openState(fs, p.listener)
-		p.closers = append(p.closers, p.st)
-		err = p.load(ctx)
-	}
+	m, err := dirstore.Open(layout{fs}, dirstore.Options{})
 	if err != nil {
-		_ = p.release() // the first error is the one that counts
+		_ = lock.Close() // the first error is the one that counts
 		return nil, err
 	}
-	return p, nil
-}
-
-func clockOf(env pools.Env) clock.Clock {
-	if env.Clock == nil {
-		return clock.System
-	}
-	return env.Clock
+	return OpenStore(ctx, env, m, id, OpenOptions{Index: fs, Closers: []io.Closer{lock}})
 }

@@ -101,7 +101,7 @@ func TestEqualFingerprintsAreNotTakenForEqualChunks(t *testing.T) {
 	}
 	r := resolver{p: l.p}
 	defer r.release()
-	if err := r.resolve([]holdfast.Digest{twin(3), twin(9), twin(1)}, forReading); err != nil {
+	if err := r.resolve(background, []holdfast.Digest{twin(3), twin(9), twin(1)}, forReading); err != nil {
 		t.Fatal(err)
 	}
 	if r.hits[0].chunk.Len != 1003 || r.hits[1].c != nil || r.hits[2].chunk.Len != 1001 {

@@ -18,7 +18,7 @@ func TestMissingContainerIsReportedAndHealed(t *testing.T) {
 		l := newLab(t, fs)
 		img := noise(rand.New(rand.NewPCG(1, 2)), 256<<10)
 		id := l.must(l.backup(1<<20, holdfast.SetID{}, write{bytes: img}))
-		names, err := l.p.med.list(containersDir)
+		names, err := l.p.med.List(background, containersDir)
 		if err != nil || len(names) != 2 {
 			t.Fatalf("%v %v", names, err)
 		}
@@ -126,7 +126,7 @@ func failNth(t *testing.T, at fsys.Rule, base, extra []byte) bool {
 			t.Fatalf("%v %d: a failed set is there", op, n)
 		}
 	}
-	if names, _ := l.p.med.list(stagingDir); len(names) != 0 {
+	if names, _ := fault.List(folderStaging); len(names) != 0 {
 		t.Fatalf("%v %d: staging holds %v", op, n, names)
 	}
 	l.same(id, want)

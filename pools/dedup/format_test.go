@@ -184,7 +184,7 @@ func FuzzSetRecord(f *testing.F) {
 
 // Goal: the superblock is found in either copy, and one of another format is refused.
 func TestSuperblockFrame(t *testing.T) {
-	s, err := newSuperblock(holdfast.PoolID{ID: holdfast.NewID()}, defaultChunking(t), time.Unix(0, 0))
+	s, err := newSuperblock(poolKind, holdfast.PoolID{ID: holdfast.NewID()}, defaultChunking(t), time.Unix(0, 0))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -192,14 +192,14 @@ func TestSuperblockFrame(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := parseSuperblock(b)
+	got, err := parseSuperblock(poolKind, b)
 	if err != nil || !reflect.DeepEqual(got, s) {
 		t.Fatalf("the superblock differs: %v", err)
 	}
 	for i := range b {
 		bad := bytes.Clone(b)
 		bad[i] ^= 1
-		if _, err := parseSuperblock(bad); err == nil {
+		if _, err := parseSuperblock(poolKind, bad); err == nil {
 			t.Fatalf("a flip in byte %d was not noticed", i)
 		}
 	}
@@ -207,7 +207,7 @@ func TestSuperblockFrame(t *testing.T) {
 	if b, err = s.encode(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := parseSuperblock(b); holdfast.KindOf(err) != holdfast.Unsupported {
+	if _, err := parseSuperblock(poolKind, b); holdfast.KindOf(err) != holdfast.Unsupported {
 		t.Fatalf("a pool of a newer version: %v", err)
 	}
 }

@@ -69,7 +69,7 @@ func (m *marking) ended(s *session, rec *setRecord) {
 func (m *marking) sets(ctx context.Context, step func()) error {
 	p := m.p
 	before := p.knownSets()
-	names, err := p.med.list(setsDir)
+	names, err := p.med.List(ctx, setsDir)
 	if err != nil {
 		return err
 	}
@@ -83,14 +83,25 @@ func (m *marking) sets(ctx context.Context, step func()) error {
 	}
 	after := p.knownSets()
 	for id := range before {
-		if after[id] && !listed[id] {
+		if !after[id] || listed[id] {
+			continue
+		}
+		there, err := p.med.Exists(ctx, setName(id)) // one listing proves nothing
+		if err != nil {
+			return err
+		}
+		if there {
+			names = append(names, setName(id))
+			continue
+		}
+		if p.knownSets()[id] {
 			return holdfast.Errorf(holdfast.Corrupt, "collect", "set %s was committed, but its record is not listed", id).
 				Advise("look at the pool's disk; nothing was removed")
 		}
 	}
 	for _, n := range slices.Backward(names) {
 		id, _ := setOfName(n)
-		r, err := p.loadSet(id)
+		r, err := p.loadSet(ctx, id)
 		if holdfast.KindOf(err) == holdfast.NotExist && err != nil {
 			continue // deleted meanwhile
 		}
@@ -134,7 +145,7 @@ func (m *marking) node(ctx context.Context, d holdfast.Digest, span uint8) error
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	at, candidate, err := m.nodeLoc(&d)
+	at, candidate, err := m.nodeLoc(ctx, &d)
 	if err != nil {
 		return err
 	}
@@ -143,7 +154,7 @@ func (m *marking) node(ctx context.Context, d holdfast.Digest, span uint8) error
 			return nil
 		}
 	}
-	n, err := m.p.loadNode(d, span)
+	n, err := m.p.loadNode(ctx, d, span)
 	if err != nil {
 		return err
 	}
@@ -154,7 +165,9 @@ func (m *marking) node(ctx context.Context, d holdfast.Digest, span uint8) error
 			}
 		}
 	}
-	m.chunks(n.refs)
+	if err := m.chunks(ctx, n.refs); err != nil {
+		return err
+	}
 	if candidate {
 		if m.walked[at.slot()] == nil {
 			m.walked[at.slot()] = newBitmap(m.conts[at.slot()].n)
@@ -166,7 +179,7 @@ func (m *marking) node(ctx context.Context, d holdfast.Digest, span uint8) error
 
 // chunks marks the chunks that refs name. A fingerprint that is there once is marked without looking at the full digest: marking one too
 // many is harmless, and it saves reading every footer.
-func (m *marking) chunks(refs []holdfast.Ref) {
+func (m *marking) chunks(ctx context.Context, refs []holdfast.Ref) error {
 	var several []holdfast.Digest
 	var locs []loc
 	var last holdfast.Digest
@@ -191,10 +204,15 @@ func (m *marking) chunks(refs []holdfast.Ref) {
 	}
 	p.mu.RUnlock()
 	for i := range several {
-		if _, ok := m.choose(&several[i]); !ok {
+		_, ok, err := m.choose(ctx, &several[i])
+		if err != nil {
+			return err
+		}
+		if !ok {
 			m.lose(&several[i])
 		}
 	}
+	return nil
 }
 
 // lose notes that a set needs a chunk which is not there. The set is damaged already; no other chunk is in danger.
@@ -218,8 +236,8 @@ func (m *marking) candidate(l loc) bool {
 }
 
 // choose marks one of several possible copies of a chunk: one that is marked already, else the newest good one, else any. Where a
-// container cannot be asked, its candidate is marked as well.
-func (m *marking) choose(d *holdfast.Digest) (loc, bool) {
+// container is damaged, its candidate is marked as well; one that does not answer now may hold the chunk, so that is an error.
+func (m *marking) choose(ctx context.Context, d *holdfast.Digest) (loc, bool, error) {
 	type option struct {
 		l     loc
 		c     *cont
@@ -259,22 +277,28 @@ func (m *marking) choose(d *holdfast.Digest) (loc, bool) {
 		return int(int64(b.l>>16) - int64(a.l>>16))
 	})
 	for _, o := range options {
-		f, err := p.loadFooter(o.c)
+		f, err := p.loadFooter(ctx, o.c)
+		if k := holdfast.KindOf(err); err != nil && k != holdfast.Corrupt && k != holdfast.NotExist {
+			return 0, false, err
+		}
 		if err != nil {
 			m.set(o.l)
 			continue
 		}
 		if f.Chunks[o.l.ordinal()].Digest == *d {
 			m.set(o.l)
-			return o.l, true
+			return o.l, true, nil
 		}
 	}
-	return 0, false
+	return 0, false, nil
 }
 
 // nodeLoc marks a node's chunk and returns where it is. A node is always compared by its full digest: a missing one must be noticed.
-func (m *marking) nodeLoc(d *holdfast.Digest) (loc, bool, error) {
-	l, ok := m.choose(d)
+func (m *marking) nodeLoc(ctx context.Context, d *holdfast.Digest) (loc, bool, error) {
+	l, ok, err := m.choose(ctx, d)
+	if err != nil {
+		return 0, false, err
+	}
 	if !ok {
 		return 0, false, holdfast.Errorf(holdfast.Corrupt, "collect", "recipe node %s is not in the pool", d)
 	}

@@ -1,8 +1,10 @@
 package dedup
 
 import (
+	"context"
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/ingest/chunk"
+	"github.com/holdfast-backup/holdfast/pools/blob"
 	"github.com/holdfast-backup/holdfast/pools/container"
 )
 
@@ -19,7 +21,7 @@ type packer struct {
 // A filling is a container that is not sealed yet. Its chunks are known to its own session only.
 type filling struct {
 	id    uint64
-	obj   object
+	obj   blob.Object
 	w     *container.Writer
 	known finder
 
@@ -75,7 +77,7 @@ func (p *packer) open() error {
 	if err != nil {
 		return err
 	}
-	obj, err := p.s.p.med.create(contName(id))
+	obj, err := p.s.p.med.Create(p.s.life, contName(id))
 	if err != nil {
 		return err
 	}
@@ -112,11 +114,11 @@ func (s *session) seal1(f *filling) {
 	defer close(f.done)
 	size, err := f.w.Finish()
 	if err != nil {
-		f.obj.abort()
+		f.obj.Abort()
 		f.err = err
 		return
 	}
-	if f.err = f.obj.commit(); f.err != nil {
+	if f.err = f.obj.Commit(); f.err != nil {
 		return
 	}
 	rec := newContRecord(f.id, size, f.w.Footer())
@@ -157,7 +159,7 @@ func (p *packer) finish() error {
 func (p *packer) abandon() {
 	_ = p.reap(true) // the session has ended; what failed is dropped
 	if p.cur != nil {
-		p.cur.obj.abort()
+		p.cur.obj.Abort()
 		p.cur = nil
 	}
 }
@@ -172,7 +174,7 @@ type nodeBatch struct {
 }
 
 // putNode stores a node unless the pool has it, and returns its digest. plain is the caller's again on return. s.mu is not held.
-func (s *session) putNode(r *resolver, plain []byte) (holdfast.Digest, error) {
+func (s *session) putNode(ctx context.Context, r *resolver, plain []byte) (holdfast.Digest, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d := s.hasher.Sum(plain)
@@ -185,7 +187,7 @@ func (s *session) putNode(r *resolver, plain []byte) (holdfast.Digest, error) {
 	if _, ok := s.own(&d); ok {
 		return d, nil
 	}
-	if err := r.resolve([]holdfast.Digest{d}, forReuse); err != nil {
+	if err := r.resolve(ctx, []holdfast.Digest{d}, forReuse); err != nil {
 		return d, err
 	}
 	there := false

@@ -14,17 +14,21 @@ import (
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/ingest/chunk"
 	"github.com/holdfast-backup/holdfast/pools"
+	"github.com/holdfast-backup/holdfast/pools/blob"
 	"github.com/holdfast-backup/holdfast/pools/container"
 )
 
 // A Pool is an open dedup pool. See the package comment; docs/locking.md has the table of its locks.
 type Pool struct {
-	med      medium
+	med      blob.Store
 	st       *state
 	sb       *superblock
 	listener holdfast.Listener
 	domain   holdfast.Domain
 	closers  []io.Closer // closed in reverse order
+	// life is the context of what outlives the call that began it, such as a container that several calls fill; end ends it.
+	life     context.Context
+	end      context.CancelFunc
 	footers  footerCache
 	groups   groupCache
 	hashers  sync.Pool // *holdfast.Hasher
@@ -68,12 +72,13 @@ type diskTree struct {
 	size int64
 }
 
-func newPool(env pools.Env, m medium, s *superblock) *Pool {
+func newPool(env pools.Env, m blob.Store, s *superblock) *Pool {
 	p := &Pool{
 		med: m, sb: s, listener: env.Listener, domain: s.Domain(),
 		byID: map[uint64]*cont{}, sessions: map[*session]struct{}{}, leases: map[*lease]struct{}{},
 		sets: map[holdfast.SetID]setSize{}, begun: map[holdfast.SetID]struct{}{},
 	}
+	p.life, p.end = context.WithCancel(context.Background())
 	p.footers.init(footerCacheBytes)
 	p.groups.init(groupCacheBytes)
 	p.hashers.New = func() any { return p.domain.Hasher() }
@@ -84,7 +89,7 @@ func newPool(env pools.Env, m medium, s *superblock) *Pool {
 
 // load fills the index: from kv for containers it knows, from footers for the rest.
 func (p *Pool) load(ctx context.Context) error {
-	names, err := p.med.list(containersDir)
+	names, err := p.med.List(ctx, containersDir)
 	if err != nil {
 		return err
 	}
@@ -95,6 +100,7 @@ func (p *Pool) load(ctx context.Context) error {
 			p.highest = max(p.highest, uint32(id>>32))
 		}
 	}
+	var unlisted []*contRecord
 	p.st.load(func(r *contRecord) {
 		p.highest = max(p.highest, uint32(r.id>>32))
 		if present[r.id] {
@@ -102,33 +108,52 @@ func (p *Pool) load(ctx context.Context) error {
 			delete(present, r.id)
 			return
 		}
-		if r.dead == nil || r.dead.count() < len(r.prints) { // otherwise a Collect removed it
-			p.listener.Emit(holdfast.Event{Type: holdfast.EventChunkCorrupt, Severity: holdfast.Alarm,
-				Text:   fmt.Sprintf("container %s of the pool is not there any more; verify the pool to learn which sets need it", contName(r.id)),
-				Fields: map[string]string{"pool": p.sb.Pool.String(), "container": contName(r.id)}})
-		}
-		p.st.drop(r.id)
+		unlisted = append(unlisted, r)
 	})
+	for _, r := range unlisted {
+		if err := p.unlisted(ctx, r); err != nil {
+			return err
+		}
+	}
 	for _, id := range slices.Sorted(maps.Keys(present)) {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := p.adopt(id); err != nil {
+		if err := p.adopt(ctx, id); err != nil {
 			return err
 		}
 	}
-	return p.loadSets()
+	return p.loadSets(ctx)
+}
+
+// unlisted asks for a container that kv knows and the listing does not have: absence from one listing proves nothing.
+func (p *Pool) unlisted(ctx context.Context, r *contRecord) error {
+	there, err := p.med.Exists(ctx, contName(r.id))
+	if err != nil {
+		return err
+	}
+	if there {
+		p.addRecord(r, nil)
+		return nil
+	}
+	if r.dead == nil || r.dead.count() < len(r.prints) { // otherwise a Collect removed it
+		p.listener.Emit(holdfast.Event{Type: holdfast.EventChunkCorrupt, Severity: holdfast.Alarm,
+			Text:   fmt.Sprintf("container %s of the pool is not there any more; verify the pool to learn which sets need it", contName(r.id)),
+			Fields: map[string]string{"pool": p.sb.Pool.String(), "container": contName(r.id)}})
+	}
+	p.st.drop(r.id)
+	return nil
 }
 
 // adopt enters a container that kv does not know, from its footer. One that is not readable is left alone: its chunks are missing, which
 // Verify reports, and it is never removed, so that a repair can still find it.
-func (p *Pool) adopt(id uint64) error {
-	r, err := p.med.open(contName(id))
+func (p *Pool) adopt(ctx context.Context, id uint64) error {
+	r, err := p.med.Open(ctx, contName(id))
 	if err != nil {
 		return err
 	}
 	defer func() { _ = r.Close() }() // only read
-	h, f, err := container.Load(r, r.size())
+	h, f, err := container.Load(r, r.Size())
 	if err == nil && (h.ID != id || h.Pool != p.sb.Pool) {
 		err = holdfast.Errorf(holdfast.Corrupt, "open container", "it is container %x of pool %s", h.ID, h.Pool)
 	}
@@ -140,14 +165,14 @@ func (p *Pool) adopt(id uint64) error {
 			Fields: map[string]string{"pool": p.sb.Pool.String(), "container": contName(id)}})
 		return nil
 	}
-	rec := newContRecord(id, r.size(), f)
+	rec := newContRecord(id, r.Size(), f)
 	p.addRecord(rec, nil)
 	p.st.put(rec)
 	return nil
 }
 
-func (p *Pool) loadSets() error {
-	names, err := p.med.list(setsDir)
+func (p *Pool) loadSets(ctx context.Context) error {
+	names, err := p.med.List(ctx, setsDir)
 	for _, n := range names {
 		if id, ok := setOfName(n); ok {
 			p.sets[id] = setSize{logical: -1}
@@ -158,7 +183,7 @@ func (p *Pool) loadSets() error {
 
 // Traits implements pools.Pool.
 func (p *Pool) Traits() pools.Traits {
-	return pools.Traits{Kind: poolKind, ID: p.sb.Pool, Order: pools.ByMedium, Dedup: true, Chunking: p.sb.Chunking, Domain: p.domain}
+	return pools.Traits{Kind: p.sb.Kind, ID: p.sb.Pool, Order: pools.ByMedium, Dedup: true, Chunking: p.sb.Chunking, Domain: p.domain}
 }
 
 // Open implements pools.Pool.
@@ -174,7 +199,7 @@ func (p *Pool) openSet(ctx context.Context, id holdfast.SetID) (*set, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	r, l, err := p.leaseSet(id)
+	r, l, err := p.leaseSet(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -183,7 +208,7 @@ func (p *Pool) openSet(ctx context.Context, id holdfast.SetID) (*set, error) {
 
 // leaseSet reads a set's record and takes a lease on it. The lease is taken first by name, so that a Collect which begins in
 // between knows of it.
-func (p *Pool) leaseSet(id holdfast.SetID) (*setRecord, *lease, error) {
+func (p *Pool) leaseSet(ctx context.Context, id holdfast.SetID) (*setRecord, *lease, error) {
 	l := &lease{set: id}
 	p.mu.Lock()
 	if p.closed {
@@ -192,7 +217,7 @@ func (p *Pool) leaseSet(id holdfast.SetID) (*setRecord, *lease, error) {
 	}
 	p.leases[l] = struct{}{}
 	p.mu.Unlock()
-	r, err := p.loadSet(id)
+	r, err := p.loadSet(ctx, id)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if _, known := p.sets[id]; err == nil && !known {
@@ -238,7 +263,7 @@ func (p *Pool) Delete(ctx context.Context, id holdfast.SetID) error {
 	}
 	delete(p.sets, id) // before the record goes, so that a Collect does not take it for lost
 	p.mu.Unlock()
-	err := p.med.remove(setName(id))
+	err := p.med.Remove(ctx, setName(id))
 	if err != nil && known {
 		p.mu.Lock()
 		p.sets[id] = size
@@ -250,7 +275,7 @@ func (p *Pool) Delete(ctx context.Context, id holdfast.SetID) error {
 // Sets implements pools.Pool.
 func (p *Pool) Sets(ctx context.Context) iter.Seq2[holdfast.Manifest, error] {
 	return func(yield func(holdfast.Manifest, error) bool) {
-		names, err := p.med.list(setsDir)
+		names, err := p.med.List(ctx, setsDir)
 		if err != nil {
 			yield(holdfast.Manifest{}, err)
 			return
@@ -267,7 +292,7 @@ func (p *Pool) Sets(ctx context.Context) iter.Seq2[holdfast.Manifest, error] {
 				}
 				continue
 			}
-			r, err := p.loadSet(id)
+			r, err := p.loadSet(ctx, id)
 			if holdfast.KindOf(err) == holdfast.NotExist && err != nil {
 				continue // deleted meanwhile
 			}
@@ -284,7 +309,7 @@ func (p *Pool) Sets(ctx context.Context) iter.Seq2[holdfast.Manifest, error] {
 
 // Usage implements pools.Pool. Sets whose records cannot be read count with nothing.
 func (p *Pool) Usage(ctx context.Context) (pools.Usage, error) {
-	free, size, err := p.med.usage()
+	free, size, err := p.med.Usage(ctx)
 	if err != nil {
 		return pools.Usage{}, err
 	}
@@ -321,7 +346,7 @@ func (p *Pool) measureSets(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		r, err := p.loadSet(id)
+		r, err := p.loadSet(ctx, id)
 		if err != nil {
 			continue // counts with nothing; Sets and Verify report it
 		}
@@ -363,6 +388,9 @@ func (p *Pool) Close() error {
 // release gives back what the open pool holds.
 func (p *Pool) release() error {
 	var first error
+	if p.end != nil {
+		p.end()
+	}
 	for _, c := range slices.Backward(p.closers) {
 		if err := c.Close(); err != nil && first == nil {
 			first = classify("close pool", err)
@@ -377,7 +405,7 @@ func (p *Pool) newContainerID() (uint64, error) {
 	p.idMu.Lock()
 	defer p.idMu.Unlock()
 	if p.generation == 0 {
-		g, err := nextGeneration(p.med, p.highest)
+		g, err := nextGeneration(p.life, p.med, p.highest)
 		if err != nil {
 			return 0, err
 		}

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 
 	"github.com/holdfast-backup/holdfast"
+	"github.com/holdfast-backup/holdfast/pools/blob"
 	"github.com/holdfast-backup/holdfast/pools/container"
 )
 
@@ -167,7 +168,7 @@ func (rd *reading) window(refs []holdfast.Ref) error {
 	for i := range refs {
 		ds[i] = refs[i].Digest
 	}
-	if err := r.resolve(ds, forReading); err != nil {
+	if err := r.resolve(rd.ctx, ds, forReading); err != nil {
 		return err
 	}
 	pieces := make([]piece, 0, len(refs))
@@ -210,11 +211,11 @@ func (rd *reading) fetches(ps []piece) error {
 		for n < len(ps) && ps[n].c == c {
 			n++
 		}
-		footer, err := rd.p.loadFooter(c)
+		footer, err := rd.p.loadFooter(rd.ctx, c)
 		if err != nil {
 			return err
 		}
-		file, err := rd.p.openShared(c)
+		file, err := rd.p.openShared(rd.ctx, c)
 		if err != nil {
 			return err
 		}
@@ -355,7 +356,7 @@ func (f *fetch) elsewhere(rd *reading, ps []piece, damage error) {
 	defer r.release()
 	for i := range ps {
 		pc := &ps[i]
-		if f.err = r.resolve([]holdfast.Digest{pc.digest}, forReading); f.err != nil {
+		if f.err = r.resolve(rd.ctx, []holdfast.Digest{pc.digest}, forReading); f.err != nil {
 			return
 		}
 		h := &r.hits[0]
@@ -380,11 +381,11 @@ func (f *fetch) elsewhere(rd *reading, ps []piece, damage error) {
 
 // copyFrom makes a parcel of one place out of another container.
 func (f *fetch) copyFrom(rd *reading, h *hit, pl holdfast.Place) error {
-	footer, err := rd.p.loadFooter(h.c)
+	footer, err := rd.p.loadFooter(rd.ctx, h.c)
 	if err != nil {
 		return err
 	}
-	file, err := rd.p.openShared(h.c)
+	file, err := rd.p.openShared(rd.ctx, h.c)
 	if err != nil {
 		return err
 	}
@@ -400,27 +401,27 @@ func (f *fetch) copyFrom(rd *reading, h *hit, pl holdfast.Place) error {
 
 // A sharedFile is an open container that several fetches read. It keeps the container from being removed.
 type sharedFile struct {
-	reader
+	blob.Reader
 	p    *Pool
 	c    *cont
 	refs atomic.Int32
 }
 
 // openShared opens a container that the caller holds.
-func (p *Pool) openShared(c *cont) (*sharedFile, error) {
-	r, err := p.med.open(contName(c.id))
+func (p *Pool) openShared(ctx context.Context, c *cont) (*sharedFile, error) {
+	r, err := p.med.Open(ctx, contName(c.id))
 	if err != nil {
 		return nil, err
 	}
 	c.refs.Add(1)
-	f := &sharedFile{reader: r, p: p, c: c}
+	f := &sharedFile{Reader: r, p: p, c: c}
 	f.refs.Store(1)
 	return f, nil
 }
 
 func (f *sharedFile) release() {
 	if f.refs.Add(-1) == 0 {
-		_ = f.reader.Close() // only read
+		_ = f.Reader.Close() // only read
 		f.p.drop(f.c)
 	}
 }

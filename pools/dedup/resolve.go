@@ -2,6 +2,7 @@ package dedup
 
 import (
 	"cmp"
+	"context"
 	"slices"
 
 	"github.com/holdfast-backup/holdfast"
@@ -45,7 +46,7 @@ type candidate struct {
 // resolve finds a batch of digests. Fingerprints choose the candidates, the full digests in the containers' footers decide.
 // Candidates are visited container by container. A container whose footer cannot be read fails the call only when reading is its purpose: for
 // reuse its chunks are simply not there.
-func (r *resolver) resolve(ds []holdfast.Digest, why purpose) error {
+func (r *resolver) resolve(ctx context.Context, ds []holdfast.Digest, why purpose) error {
 	r.release()
 	r.hits = slices.Grow(r.hits[:0], len(ds))[:len(ds)]
 	clear(r.hits)
@@ -57,7 +58,7 @@ func (r *resolver) resolve(ds []holdfast.Digest, why purpose) error {
 		for end < len(r.cands) && r.cands[end].c == c {
 			end++
 		}
-		f, err := r.p.loadFooter(c)
+		f, err := r.p.loadFooter(ctx, c)
 		if err != nil && failed == nil {
 			failed = err
 		}

@@ -7,12 +7,15 @@ import (
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/ingest/chunk"
 	"github.com/holdfast-backup/holdfast/pools"
+	"github.com/holdfast-backup/holdfast/pools/blob"
 	"github.com/holdfast-backup/holdfast/pools/container"
 )
 
 // A session writes one set. Its data goes to containers of its own, its recipes' nodes to others, so that both lie together.
 type session struct {
 	p      *Pool
+	life   context.Context // of its containers, which several calls fill; stop ends it
+	stop   context.CancelFunc
 	m      holdfast.Manifest
 	parent *lease             // nil: none
 	roots  map[int]parentDisk // by number of the disk, of those that inherit
@@ -57,13 +60,16 @@ func (p *Pool) Begin(ctx context.Context, m holdfast.Manifest) (pools.Session, e
 		return nil, err
 	}
 	s := &session{p: p, m: m, roots: map[int]parentDisk{}, pins: map[uint32]bitmap{}, disks: make([]diskState, len(m.Disks)), hasher: p.domain.Hasher()}
+	s.life, s.stop = context.WithCancel(p.life)
 	s.data = packer{s: s, kind: container.Data}
 	s.nodes = packer{s: s, kind: container.Node}
-	if err := p.claim(m.ID); err != nil {
+	if err := p.claim(ctx, m.ID); err != nil {
+		s.stop()
 		return nil, err
 	}
-	if err := s.inherit(); err != nil {
+	if err := s.inherit(ctx); err != nil {
 		p.unclaim(m.ID)
+		s.stop()
 		return nil, err
 	}
 	p.mu.Lock()
@@ -74,8 +80,8 @@ func (p *Pool) Begin(ctx context.Context, m holdfast.Manifest) (pools.Session, e
 }
 
 // claim takes a set's id for a session.
-func (p *Pool) claim(id holdfast.SetID) error {
-	there, err := p.med.exists(setName(id))
+func (p *Pool) claim(ctx context.Context, id holdfast.SetID) error {
+	there, err := p.med.Exists(ctx, setName(id))
 	if err != nil {
 		return err
 	}
@@ -100,11 +106,11 @@ func (p *Pool) unclaim(id holdfast.SetID) {
 }
 
 // inherit leases the parent and finds the disks' roots in it.
-func (s *session) inherit() error {
+func (s *session) inherit(ctx context.Context) error {
 	if s.m.Parent.IsZero() {
 		return nil
 	}
-	rec, l, err := s.p.leaseSet(s.m.Parent)
+	rec, l, err := s.p.leaseSet(ctx, s.m.Parent)
 	if err != nil {
 		return err
 	}
@@ -226,7 +232,7 @@ func (s *session) commit(ctx context.Context, m holdfast.Manifest) (*setRecord, 
 		return nil, err
 	}
 	rec.bytes = int64(len(b))
-	return rec, writeAll(s.p.med, setName(rec.manifest.ID), b)
+	return rec, blob.WriteAll(ctx, s.p.med, setName(rec.manifest.ID), b)
 }
 
 // seal makes everything the session stored durable: first the data, then the nodes that name it. s.mu is held.
@@ -274,6 +280,7 @@ func (s *session) end(rec *setRecord, err error) {
 		return
 	}
 	s.ended = true
+	s.stop()
 	s.data.abandon()
 	s.nodes.abandon()
 	s.mu.Unlock()

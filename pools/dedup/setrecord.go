@@ -1,11 +1,13 @@
 package dedup
 
 import (
+	"context"
 	"encoding/binary"
 	"path"
 	"strings"
 
 	"github.com/holdfast-backup/holdfast"
+	"github.com/holdfast-backup/holdfast/pools/blob"
 )
 
 // docs/formats/recipe.md, section "Set record", is the format of what this file encodes and decodes.
@@ -108,8 +110,8 @@ func parseSetRecord(b []byte, h *holdfast.Hasher) (*setRecord, error) {
 }
 
 // loadSet reads a set record from the medium.
-func (p *Pool) loadSet(id holdfast.SetID) (*setRecord, error) {
-	b, err := readAll(p.med, setName(id), maxSetBytes)
+func (p *Pool) loadSet(ctx context.Context, id holdfast.SetID) (*setRecord, error) {
+	b, err := blob.ReadAll(ctx, p.med, setName(id), maxSetBytes)
 	if err != nil {
 		if holdfast.KindOf(err) == holdfast.NotExist {
 			return nil, holdfast.Errorf(holdfast.NotExist, "open set", "the pool has no set %s", id)

@@ -11,7 +11,7 @@ import (
 	"github.com/holdfast-backup/holdfast/kv"
 )
 
-// A state is the pool's rebuildable memory in the kv folder: what each container holds, and which chunks are condemned or damaged.
+// A state is the pool's rebuildable memory in the kv folder (in the pool's folder, or on the appliance's own disk): what each container holds, and which chunks are condemned or damaged.
 // It may be lost, old, or fail while it is used, and the pool goes on without it:
 //   - a container it does not know is read from its footer; one it knows and the medium does not have is forgotten;
 //   - a condemned mark that is lost makes a dead chunk live again until the next Collect: its bytes are still there, or its container
@@ -33,6 +33,9 @@ const (
 
 // openState opens the kv folder. A store that does not open is removed and begun anew; where that fails too, the pool works without.
 func openState(f fsys.FS, l holdfast.Listener) *state {
+	if f == nil {
+		return &state{}
+	}
 	o := kv.Options{MemtableBytes: 4 << 20, CacheBytes: 4 << 20, Incompressible: true}
 	db, err := kv.Open(f, indexDir, o)
 	if k := holdfast.KindOf(err); err != nil && k != holdfast.Busy && k != holdfast.NoSpace {

@@ -2,6 +2,7 @@ package dedup
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"encoding/binary"
 	"encoding/json"
@@ -9,13 +10,14 @@ import (
 	"time"
 
 	"github.com/holdfast-backup/holdfast"
+	"github.com/holdfast-backup/holdfast/pools/blob"
 )
 
 // The superblock names the pool. It is written once, in two copies; nothing in it ever changes.
 const (
-	superblockName = "HOLDFAST"
-	superblockCopy = "HOLDFAST.copy"
-	ownerName      = "OWNER"
+	superblockName = "superblock" // folders call the three differently: layout.go
+	superblockCopy = "superblock.copy"
+	ownerName      = "owner"
 	frameMagic     = "HFASTSB1"
 	maxFrame       = 64 << 10
 	formatVersion  = 1
@@ -35,7 +37,7 @@ type superblock struct {
 	Created  time.Time         `json:"created"`
 }
 
-func newSuperblock(id holdfast.PoolID, c holdfast.Chunking, now time.Time) (*superblock, error) {
+func newSuperblock(kind string, id holdfast.PoolID, c holdfast.Chunking, now time.Time) (*superblock, error) {
 	if id.IsZero() {
 		return nil, holdfast.Errorf(holdfast.Invalid, "create pool", "no pool id")
 	}
@@ -47,7 +49,7 @@ func newSuperblock(id holdfast.PoolID, c holdfast.Chunking, now time.Time) (*sup
 	if c.Mode != holdfast.ModeFixed && c.Seed == 0 {
 		c.Seed = max(binary.LittleEndian.Uint64(secret[32:]), 1)
 	}
-	return &superblock{Format: formatVersion, Kind: poolKind, Pool: id, Chunking: c, Key: secret[:32], Created: now.UTC()}, nil
+	return &superblock{Format: formatVersion, Kind: kind, Pool: id, Chunking: c, Key: secret[:32], Created: now.UTC()}, nil
 }
 
 // Domain returns the domain of the pool's digests.
@@ -61,7 +63,7 @@ func (s *superblock) encode() ([]byte, error) {
 	return appendFrame(nil, j), nil
 }
 
-func parseSuperblock(b []byte) (*superblock, error) {
+func parseSuperblock(kind string, b []byte) (*superblock, error) {
 	const op = "read superblock"
 	j, err := parseFrame(b)
 	if err != nil {
@@ -72,7 +74,7 @@ func parseSuperblock(b []byte) (*superblock, error) {
 	if err := dec.Decode(&s); err != nil {
 		return nil, holdfast.Errorf(holdfast.Corrupt, op, "%w", err)
 	}
-	if s.Format != formatVersion || s.Incompat != 0 || s.ROCompat != 0 || s.Kind != poolKind {
+	if s.Format != formatVersion || s.Incompat != 0 || s.ROCompat != 0 || s.Kind != kind {
 		return nil, holdfast.Errorf(holdfast.Unsupported, op, "a %q pool of format %d with features %#x/%#x", s.Kind, s.Format, s.ROCompat, s.Incompat).
 			Advise("open the pool with a newer version of Holdfast")
 	}
@@ -102,9 +104,9 @@ func parseFrame(b []byte) ([]byte, error) {
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // writeSuperblock makes a pool out of an empty medium.
-func writeSuperblock(m medium, s *superblock) error {
+func writeSuperblock(ctx context.Context, m blob.Store, s *superblock) error {
 	for _, name := range []string{superblockName, superblockCopy} {
-		ok, err := m.exists(name)
+		ok, err := m.Exists(ctx, name)
 		if err != nil {
 			return err
 		}
@@ -118,7 +120,7 @@ func writeSuperblock(m medium, s *superblock) error {
 	}
 	// The copy goes first: a crash in between leaves a place without HOLDFAST, which can be created again.
 	for _, name := range []string{superblockCopy, superblockName} {
-		if err := writeAll(m, name, b); err != nil {
+		if err := blob.WriteAll(ctx, m, name, b); err != nil {
 			return err
 		}
 	}
@@ -126,13 +128,13 @@ func writeSuperblock(m medium, s *superblock) error {
 }
 
 // readSuperblock reads the superblock or its copy.
-func readSuperblock(m medium) (*superblock, error) {
+func readSuperblock(ctx context.Context, m blob.Store, kind string) (*superblock, error) {
 	var first error
 	for _, name := range []string{superblockName, superblockCopy} {
-		b, err := readAll(m, name, maxFrame)
+		b, err := blob.ReadAll(ctx, m, name, maxFrame)
 		if err == nil {
 			var s *superblock
-			if s, err = parseSuperblock(b); err == nil {
+			if s, err = parseSuperblock(kind, b); err == nil {
 				return s, nil
 			}
 		}
@@ -141,7 +143,7 @@ func readSuperblock(m medium) (*superblock, error) {
 		}
 	}
 	if holdfast.KindOf(first) == holdfast.NotExist {
-		return nil, holdfast.Errorf(holdfast.NotExist, "open pool", "there is no dedup pool here").Advise("look whether the pool's disk is mounted")
+		return nil, holdfast.Errorf(holdfast.NotExist, "open pool", "there is no pool here").Advise("look whether the pool's disk is mounted")
 	}
 	return nil, first
 }
@@ -152,9 +154,9 @@ type owner struct {
 }
 
 // nextGeneration makes a new generation durable. highest is the highest one seen in a container's id.
-func nextGeneration(m medium, highest uint32) (uint32, error) {
+func nextGeneration(ctx context.Context, m blob.Store, highest uint32) (uint32, error) {
 	var o owner
-	b, err := readAll(m, ownerName, maxFrame)
+	b, err := blob.ReadAll(ctx, m, ownerName, maxFrame)
 	switch {
 	case err == nil:
 		j, err := parseFrame(b)
@@ -173,5 +175,5 @@ func nextGeneration(m medium, highest uint32) (uint32, error) {
 	if err != nil {
 		return 0, holdfast.Errorf(holdfast.Internal, "encode owner", "%w", err)
 	}
-	return o.Generation, writeAll(m, ownerName, appendFrame(nil, j))
+	return o.Generation, blob.WriteAll(ctx, m, ownerName, appendFrame(nil, j))
 }

@@ -37,8 +37,8 @@ func (p *Pool) repack(g *holdfast.Group, keep func(i int) bool) (*holdfast.Group
 }
 
 // loadNode reads a node of a recipe, by way of the caches, and checks it. Its span must be the one given.
-func (p *Pool) loadNode(d holdfast.Digest, span uint8) (*node, error) {
-	plain, err := p.loadChunk(d)
+func (p *Pool) loadNode(ctx context.Context, d holdfast.Digest, span uint8) (*node, error) {
+	plain, err := p.loadChunk(ctx, d)
 	if err != nil {
 		return nil, holdfast.Errorf(holdfast.KindOf(err), "recipe node "+d.String(), "%w", err)
 	}
@@ -54,12 +54,12 @@ func (p *Pool) loadNode(d holdfast.Digest, span uint8) (*node, error) {
 
 // loadChunk reads one chunk through the cache of decoded groups: neighbours are likely to be asked for next. A copy that is damaged
 // is marked as such, and the next copy is tried.
-func (p *Pool) loadChunk(d holdfast.Digest) ([]byte, error) {
+func (p *Pool) loadChunk(ctx context.Context, d holdfast.Digest) ([]byte, error) {
 	r := resolver{p: p}
 	defer r.release()
 	var first error
 	for {
-		if err := r.resolve([]holdfast.Digest{d}, forReading); err != nil {
+		if err := r.resolve(ctx, []holdfast.Digest{d}, forReading); err != nil {
 			return nil, err
 		}
 		hit := r.hits[0]
@@ -70,7 +70,7 @@ func (p *Pool) loadChunk(d holdfast.Digest) ([]byte, error) {
 		if hit.c == nil {
 			return nil, first
 		}
-		plain, err := p.readChunk(&hit)
+		plain, err := p.readChunk(ctx, &hit)
 		if holdfast.KindOf(err) != holdfast.Corrupt || err == nil {
 			return plain, err
 		}
@@ -81,15 +81,15 @@ func (p *Pool) loadChunk(d holdfast.Digest) ([]byte, error) {
 	}
 }
 
-func (p *Pool) readChunk(h *hit) ([]byte, error) {
+func (p *Pool) readChunk(ctx context.Context, h *hit) ([]byte, error) {
 	key := groupKey{h.c.slot, h.chunk.Group}
 	plain := p.groups.get(key)
 	if plain == nil {
-		f, err := p.loadFooter(h.c)
+		f, err := p.loadFooter(ctx, h.c)
 		if err != nil {
 			return nil, err
 		}
-		r, err := p.med.open(contName(h.c.id))
+		r, err := p.med.Open(ctx, contName(h.c.id))
 		if err != nil {
 			return nil, err
 		}
@@ -143,7 +143,7 @@ func (w *walker) node(d holdfast.Digest, span uint8, base int64) error {
 	if err := w.ctx.Err(); err != nil {
 		return err
 	}
-	n, err := w.p.loadNode(d, span)
+	n, err := w.p.loadNode(w.ctx, d, span)
 	if err != nil {
 		return err
 	}
@@ -187,7 +187,7 @@ type viewNode struct {
 }
 
 // child returns the digest of the node of a span that covers [index<<span, …): zero where the recipe has no data there.
-func (v *treeView) child(span uint8, index int64) (holdfast.Digest, error) {
+func (v *treeView) child(ctx context.Context, span uint8, index int64) (holdfast.Digest, error) {
 	top := rootSpan(v.tree.size)
 	switch {
 	case v.tree.root.IsZero() || index<<span >= v.tree.size:
@@ -197,7 +197,7 @@ func (v *treeView) child(span uint8, index int64) (holdfast.Digest, error) {
 	case span > top:
 		return holdfast.Digest{}, holdfast.Errorf(holdfast.Internal, "read recipe", "no node of span %d in one of span %d", span, top)
 	}
-	n, err := v.node(span+fanBits, index>>fanBits)
+	n, err := v.node(ctx, span+fanBits, index>>fanBits)
 	if err != nil || n == nil {
 		return holdfast.Digest{}, err
 	}
@@ -205,16 +205,16 @@ func (v *treeView) child(span uint8, index int64) (holdfast.Digest, error) {
 }
 
 // node loads the interior node of a place; nil where there is none.
-func (v *treeView) node(span uint8, index int64) (*node, error) {
+func (v *treeView) node(ctx context.Context, span uint8, index int64) (*node, error) {
 	level := &v.path[(span-leafSpan)/fanBits]
 	if level.n != nil && level.span == span && level.index == index {
 		return level.n, nil
 	}
-	d, err := v.child(span, index)
+	d, err := v.child(ctx, span, index)
 	if err != nil || d.IsZero() {
 		return nil, err
 	}
-	n, err := v.p.loadNode(d, span)
+	n, err := v.p.loadNode(ctx, d, span)
 	if err != nil {
 		return nil, err
 	}
@@ -223,11 +223,11 @@ func (v *treeView) node(span uint8, index int64) (*node, error) {
 }
 
 // children copies the digests of an interior node's children to dst; nodes above the recipe's root are made up.
-func (v *treeView) children(span uint8, index int64, dst *[maxFan]holdfast.Digest) error {
+func (v *treeView) children(ctx context.Context, span uint8, index int64, dst *[maxFan]holdfast.Digest) error {
 	clear(dst[:])
 	top := rootSpan(v.tree.size)
 	if span <= top {
-		n, err := v.node(span, index)
+		n, err := v.node(ctx, span, index)
 		if err == nil && n != nil {
 			copy(dst[:], n.children)
 		}
@@ -237,7 +237,7 @@ func (v *treeView) children(span uint8, index int64, dst *[maxFan]holdfast.Diges
 		return nil
 	}
 	if span-fanBits <= top {
-		d, err := v.child(span-fanBits, 0)
+		d, err := v.child(ctx, span-fanBits, 0)
 		dst[0] = d
 		return err
 	}
@@ -245,16 +245,16 @@ func (v *treeView) children(span uint8, index int64, dst *[maxFan]holdfast.Diges
 }
 
 // segment returns the refs of segment i, at the disk's offsets.
-func (v *treeView) segment(i int64) ([]holdfast.Ref, error) {
-	d, err := v.child(leafSpan, i)
+func (v *treeView) segment(ctx context.Context, i int64) ([]holdfast.Ref, error) {
+	d, err := v.child(ctx, leafSpan, i)
 	if err != nil || d.IsZero() {
 		return nil, err
 	}
-	return v.flatten(nil, d, leafSpan, i<<leafSpan)
+	return v.flatten(ctx, nil, d, leafSpan, i<<leafSpan)
 }
 
-func (v *treeView) flatten(refs []holdfast.Ref, d holdfast.Digest, span uint8, base int64) ([]holdfast.Ref, error) {
-	n, err := v.p.loadNode(d, span)
+func (v *treeView) flatten(ctx context.Context, refs []holdfast.Ref, d holdfast.Digest, span uint8, base int64) ([]holdfast.Ref, error) {
+	n, err := v.p.loadNode(ctx, d, span)
 	if err != nil {
 		return nil, err
 	}
@@ -264,7 +264,7 @@ func (v *treeView) flatten(refs []holdfast.Ref, d holdfast.Digest, span uint8, b
 	}
 	for i, c := range n.children {
 		if !c.IsZero() {
-			if refs, err = v.flatten(refs, c, n.child, base+int64(i)<<n.child); err != nil {
+			if refs, err = v.flatten(ctx, refs, c, n.child, base+int64(i)<<n.child); err != nil {
 				return nil, err
 			}
 		}

@@ -95,7 +95,7 @@ func (v *verifier) open(ids []holdfast.SetID) error {
 	p := v.p
 	all := len(ids) == 0
 	if all {
-		names, err := p.med.list(setsDir)
+		names, err := p.med.List(v.ctx, setsDir)
 		if err != nil {
 			return err
 		}
@@ -160,7 +160,7 @@ func (v *verifier) needed(s *set, need map[uint32]bool) error {
 	r := resolver{p: v.p}
 	defer r.release()
 	note := func(ds []holdfast.Digest) error {
-		if err := r.resolve(ds, forReading); err != nil && holdfast.KindOf(err) != holdfast.Corrupt {
+		if err := r.resolve(v.ctx, ds, forReading); err != nil && holdfast.KindOf(err) != holdfast.Corrupt {
 			return err
 		}
 		for _, k := range r.cands { // every copy, damaged or not
@@ -178,7 +178,7 @@ func (v *verifier) needed(s *set, need map[uint32]bool) error {
 		if err := note([]holdfast.Digest{d}); err != nil {
 			return err
 		}
-		n, err := v.p.loadNode(d, span)
+		n, err := v.p.loadNode(v.ctx, d, span)
 		if err != nil {
 			return v.only(err)
 		}
@@ -252,7 +252,7 @@ func (v *verifier) containers(conts []*cont) error {
 
 // container checks one container. Errors are those of a medium that does not answer; damage goes to the report.
 func (v *verifier) container(c *cont, buf []byte) error {
-	r, err := v.p.med.open(contName(c.id))
+	r, err := v.p.med.Open(v.ctx, contName(c.id))
 	if holdfast.KindOf(err) == holdfast.NotExist && err != nil {
 		v.bad(c, nil, allOrdinals(c.n), err)
 		return nil
@@ -261,8 +261,8 @@ func (v *verifier) container(c *cont, buf []byte) error {
 		return err
 	}
 	defer func() { _ = r.Close() }() // only read
-	r.dropCache()
-	h, f, err := container.Load(r, r.size())
+	r.DropCache()
+	h, f, err := container.Load(r, r.Size())
 	if err == nil && (h.ID != c.id || h.Pool != v.p.sb.Pool || len(f.Chunks) != int(c.n)) {
 		err = holdfast.Errorf(holdfast.Corrupt, "open container", "it holds another container")
 	}
@@ -422,7 +422,7 @@ func (w *diskCheck) node(d holdfast.Digest, span uint8, base int64) (bool, error
 	if err := w.v.ctx.Err(); err != nil {
 		return false, err
 	}
-	n, err := w.v.p.loadNode(d, span)
+	n, err := w.v.p.loadNode(w.v.ctx, d, span)
 	if err != nil {
 		if err := w.v.only(err); err != nil {
 			return false, err
@@ -459,7 +459,7 @@ func (w *diskCheck) leaf(n *node, base int64) (bool, error) {
 	for i := range n.refs {
 		ds[i] = n.refs[i].Digest
 	}
-	if err := w.r.resolve(ds, forReading); err != nil && holdfast.KindOf(err) != holdfast.Corrupt && holdfast.KindOf(err) != holdfast.NotExist {
+	if err := w.r.resolve(w.v.ctx, ds, forReading); err != nil && holdfast.KindOf(err) != holdfast.Corrupt && holdfast.KindOf(err) != holdfast.NotExist {
 		return false, err
 	}
 	whole := true

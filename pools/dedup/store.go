@@ -1,0 +1,102 @@
+package dedup
+
+import (
+	"context"
+	"io"
+	"slices"
+
+	"github.com/holdfast-backup/holdfast"
+	"github.com/holdfast-backup/holdfast/fsys"
+	"github.com/holdfast-backup/holdfast/internal/clock"
+	"github.com/holdfast-backup/holdfast/pools"
+	"github.com/holdfast-backup/holdfast/pools/blob"
+)
+
+// The folders of a store.
+const (
+	containersDir = "containers"
+	setsDir       = "sets"
+)
+
+// CreateOptions describe a new pool on a store.
+type CreateOptions struct {
+	Kind     string // the driver's; "dedup" where empty
+	Chunking holdfast.Chunking
+	Ignore   []string // objects that may be there already: the driver's own
+}
+
+// OpenOptions say how the engine runs on a store.
+type OpenOptions struct {
+	Kind string // the driver's; "dedup" where empty
+	// Index is the file system in whose folder "index" the rebuildable index store lives. Nil: one in Env.StateDir; where there is none
+	// either, the pool works without, and reads every container's footer when it is opened.
+	Index fsys.FS
+	// Closers are closed in reverse order when the pool is, also where OpenStore fails, but after what the engine itself closes. The store is not closed
+	// unless it is among them.
+	Closers []io.Closer
+}
+
+// CreateStore makes a pool on an empty store and leaves it closed. A store that has anything in it is refused (Exist), except what an
+// interrupted CreateStore left and what the options name.
+func CreateStore(ctx context.Context, env pools.Env, store blob.Store, id holdfast.PoolID, o CreateOptions) error {
+	names, err := store.List(ctx, "")
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if n != superblockCopy && !slices.Contains(o.Ignore, n) {
+			return holdfast.Errorf(holdfast.Exist, "create pool", "the place is not empty: it holds %q", n).Advise("choose an empty place")
+		}
+	}
+	s, err := newSuperblock(kindOr(o.Kind), id, o.Chunking, clockOf(env).Now())
+	if err != nil {
+		return err
+	}
+	return writeSuperblock(ctx, store, s)
+}
+
+// OpenStore opens the pool on a store. The caller has made sure that no other process has it open. It fails with Invalid if the pool there is
+// another one.
+func OpenStore(ctx context.Context, env pools.Env, store blob.Store, id holdfast.PoolID, o OpenOptions) (*Pool, error) {
+	p := &Pool{closers: o.Closers}
+	s, err := readSuperblock(ctx, store, kindOr(o.Kind))
+	if err == nil && s.Pool != id {
+		err = holdfast.Errorf(holdfast.Invalid, "open pool", "the pool here is %s, not %s", s.Pool, id)
+	}
+	if err != nil {
+		_ = p.release() // the first error is the one that counts
+		return nil, err
+	}
+	p = newPool(env, store, s)
+	p.closers = o.Closers
+	index := o.Index
+	if index == nil && env.StateDir != "" {
+		if index, err = fsys.CreateOS(env.StateDir); err != nil {
+			index = nil // works without
+		}
+	}
+	p.st = openState(index, p.listener)
+	p.closers = append(p.closers, p.st)
+	if err := p.load(ctx); err != nil {
+		_ = p.release() // the first error is the one that counts
+		return nil, err
+	}
+	return p, nil
+}
+
+func kindOr(kind string) string {
+	if kind == "" {
+		return poolKind
+	}
+	return kind
+}
+
+func clockOf(env pools.Env) clock.Clock {
+	if env.Clock == nil {
+		return clock.System
+	}
+	return env.Clock
+}
+
+// classify gives an error of the file system its Kind; nil stays nil and what has a kind keeps it.
+func classify(op string, err error) error { return fsys.Classify(op, err) }
