@@ -210,6 +210,9 @@ func (d *Daemon) Service() *Service { return d.service }
 
 // Close stops the appliance: no new work, sessions are cut (agents come back when it is up again), pools and catalog are closed.
 func (d *Daemon) Close() error {
+	if d.jobs != nil {
+		d.jobs.Close() // first: what agents say of sessions that are cut is not how their tasks went
+	}
 	d.cancel(errShutdown)
 	var errs []error
 	for i := len(d.undo) - 1; i >= 0; i-- {

@@ -5,9 +5,11 @@ import (
 	"os"
 	"reflect"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/holdfast-backup/holdfast"
+	"github.com/holdfast-backup/holdfast/agent/transport"
 	"github.com/holdfast-backup/holdfast/appliance"
 	"github.com/holdfast-backup/holdfast/appliance/api"
 )
@@ -230,11 +232,20 @@ func TestEventsAreReplayedAndFollowed(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var seen []uint64
+	var wg sync.WaitGroup
+	defer wg.Wait()
 	for e, err := range s.svc().Events(ctx, 0) {
 		s.ok(err)
 		seen = append(seen, e.Seq)
 		if e.Fields["host"] == "hv2" {
-			go s.enroll("hv3")
+			k, err := s.svc().EnrollHost(ctx, "hv3")
+			s.ok(err)
+			wg.Go(func() {
+				_, err := transport.Enroll(context.WithoutCancel(ctx), transport.EnrollOptions{Server: s.addr, Key: k.Key, Name: "hv3", Version: "test"})
+				if err != nil {
+					t.Error(err)
+				}
+			})
 		}
 		if e.Fields["host"] == "hv3" {
 			break

@@ -107,7 +107,7 @@ func (e *Engine) Recover(ctx context.Context) error {
 	})
 }
 
-// Close ends every task stream and every wait. Runs that are not over stay so in the catalog, for Recover.
+// Close ends every task stream and every wait. Runs that are not over stay so in the catalog, for Recover. It may be called again.
 func (e *Engine) Close() {
 	e.mu.Lock()
 	e.closed = true

@@ -24,6 +24,10 @@ func (e *Engine) Report(id holdfast.HostID, rs []wire.Report) error {
 		return holdfast.Errorf(holdfast.Invalid, "take reports", "%d reports; at most %d are allowed", len(rs), maxReports)
 	}
 	e.mu.Lock()
+	if e.closed { // what happens to tasks now is the shutdown's doing, and is told by Recover
+		e.mu.Unlock()
+		return errShutdown
+	}
 	ended := false
 	for i := range rs {
 		r := &rs[i]
