@@ -67,6 +67,9 @@ func (d *disk) Create(name string, _ vfs.DiskWriteCategory) (vfs.File, error) {
 	if m := d.aside(); m != nil {
 		return d.createAside(m, name)
 	}
+	if d.barrier(name); d.aside() != nil {
+		return d.createAside(d.aside(), name)
+	}
 	f, err := d.fs.Create(name)
 	if errors.Is(err, fs.ErrExist) {
 		if err = d.fs.Remove(name); err == nil {
@@ -78,6 +81,15 @@ func (d *disk) Create(name string, _ vfs.DiskWriteCategory) (vfs.File, error) {
 		return d.createAside(d.aside(), name)
 	}
 	return d.file(f, name), nil
+}
+
+// barrier makes the names in a folder durable before a marker comes or goes. Markers name the manifest and the format that count. Pebble
+// syncs the folder once, after it has made the new marker and removed the old one; on a file system that does not keep the order of
+// names, a power cut in between could leave a marker whose manifest is not there, or no marker at all, which is an empty store.
+func (d *disk) barrier(name string) {
+	if strings.HasPrefix(path.Base(name), "marker.") {
+		_ = d.wrote(d.fs.SyncDir(path.Dir(name)))
+	}
 }
 
 func (d *disk) createAside(m *fsys.Mem, name string) (vfs.File, error) {
@@ -167,6 +179,9 @@ func (d *disk) Rename(oldname, newname string) error {
 func (d *disk) Remove(name string) error {
 	if m := d.aside(); m != nil {
 		_ = m.Remove(clean(name)) // it gives memory back; most names are not there
+		return nil
+	}
+	if d.barrier(clean(name)); d.aside() != nil {
 		return nil
 	}
 	return d.fs.Remove(clean(name))
