@@ -11,6 +11,7 @@ import (
 	"hash/crc32"
 
 	"github.com/holdfast-backup/holdfast"
+	"github.com/holdfast-backup/holdfast/pools/seal"
 )
 
 // Bounds and sizes of the format.
@@ -28,17 +29,20 @@ const (
 	alignment    = 8
 	version      = 1
 	maxFooter    = footerHead + MaxChunks*(groupEntry+tableEntry)
-	maxRecord    = recordLen + holdfast.MaxGroupChunks*tableEntry + holdfast.MaxGroupPlain + alignment
+	maxRecord    = recordLen + holdfast.MaxGroupChunks*tableEntry + holdfast.MaxGroupPlain + seal.Overhead + alignment
 	magicHeader  = "HFASTCNT"
 	magicTrailer = "HFASTEND"
 	magicRecord  = "HFRC"
 	magicFooter  = "HFFT"
 )
 
-// Feature bits this version knows: none yet.
+// Feature bits this version knows.
 const (
 	knownReadCompat = 0
-	knownIncompat   = 0
+	incompatSealed  = 1 << 0 // the payloads are encrypted
+	knownIncompat   = incompatSealed
+
+	flagSealed = 1 << 0 // of a record: its payload is encrypted
 )
 
 var (
@@ -61,7 +65,14 @@ type Header struct {
 	Compat uint32 // feature bits a reader may ignore
 	Reads  uint32 // read-compatible feature bits
 	Incomp uint32 // incompatible feature bits
+
+	// Of an encrypted container: what its cipher is made from. Zero: it is not encrypted.
+	KeyID seal.KeyID
+	Salt  [32]byte
 }
+
+// Sealed reports whether the container's payloads are encrypted.
+func (h *Header) Sealed() bool { return h.Incomp&incompatSealed != 0 }
 
 // A Group describes one record of a container.
 type Group struct {
@@ -73,6 +84,7 @@ type Group struct {
 	Count  uint32 // chunks
 	Type   Type
 	Codec  holdfast.Codec
+	Sealed bool // the stored payload is encrypted, seal.Overhead bytes longer than what was encoded
 }
 
 // End returns the offset of the first byte after the record.
@@ -95,6 +107,9 @@ type Footer struct {
 	Groups []Group
 	Chunks []Chunk
 	Plain  int64 // sum of the plaintexts' lengths
+
+	// Cipher opens the payloads of an encrypted container; nil: nothing is encrypted, or the key is not there. Whoever loads a footer sets it.
+	Cipher *seal.Cipher
 }
 
 // Pieces returns the chunks of group i as holdfast.Group wants them, appended to dst.
@@ -125,7 +140,9 @@ func appendHeader(b []byte, h Header) []byte {
 	b = le.AppendUint32(b, h.Incomp)
 	b = le.AppendUint64(b, h.ID)
 	b = append(b, h.Pool.ID[:]...)
-	b = append(b, make([]byte, 16+60)...)
+	b = append(b, h.KeyID[:]...)
+	b = append(b, h.Salt[:]...)
+	b = append(b, make([]byte, 28)...)
 	return le.AppendUint32(b, crc32.Checksum(b[at:], castagnoli))
 }
 
@@ -144,8 +161,12 @@ func parseHeader(b []byte) (Header, error) {
 		return h, holdfast.Errorf(holdfast.Unsupported, op, "version %d with features %#x", v, h.Incomp).
 			Advise("open the pool with a newer version of Holdfast")
 	}
-	if le.Uint16(b[10:]) != headerLen || !zeros(b[48:124]) {
+	h.KeyID, h.Salt = seal.KeyID(b[48:64]), [32]byte(b[64:96])
+	if le.Uint16(b[10:]) != headerLen || !zeros(b[96:124]) || !h.Sealed() && !zeros(b[48:96]) {
 		return h, corrupt(op, "reserved bytes are not zero")
+	}
+	if h.Sealed() == h.KeyID.IsZero() {
+		return h, corrupt(op, "an encrypted container without a key id")
 	}
 	return h, nil
 }
@@ -164,6 +185,7 @@ func putRecordHead(b []byte, g *Group, number uint32) {
 	clear(b[:recordLen])
 	copy(b, magicRecord)
 	b[4], b[5] = byte(g.Type), byte(g.Codec)
+	le.PutUint16(b[6:], g.flags())
 	le.PutUint32(b[8:], g.Count)
 	le.PutUint32(b[12:], g.Plain)
 	le.PutUint32(b[16:], g.Stored)
@@ -171,6 +193,13 @@ func putRecordHead(b []byte, g *Group, number uint32) {
 	le.PutUint32(b[24:], number)
 	le.PutUint32(b[28:], g.First)
 	le.PutUint32(b[60:], recordCRC(b, g.Count))
+}
+
+func (g *Group) flags() uint16 {
+	if g.Sealed {
+		return flagSealed
+	}
+	return 0
 }
 
 func recordCRC(b []byte, count uint32) uint32 {
@@ -186,7 +215,8 @@ func parseRecordHead(b []byte) (g Group, number uint32, err error) {
 	}
 	g = Group{Type: Type(b[4]), Codec: holdfast.Codec(b[5]), Count: le.Uint32(b[8:]), Plain: le.Uint32(b[12:]),
 		Stored: le.Uint32(b[16:]), CRC: le.Uint32(b[20:]), First: le.Uint32(b[28:])}
-	if le.Uint16(b[6:]) != 0 || !zeros(b[32:60]) {
+	g.Sealed = le.Uint16(b[6:]) == flagSealed
+	if le.Uint16(b[6:]) != g.flags() || !zeros(b[32:60]) {
 		return g, 0, corrupt(op, "reserved bytes are not zero")
 	}
 	return g, le.Uint32(b[24:]), g.check(op)
@@ -194,6 +224,10 @@ func parseRecordHead(b []byte) (g Group, number uint32, err error) {
 
 // check refuses a group outside the format's bounds.
 func (g *Group) check(op string) error {
+	encoded := int64(g.Stored)
+	if g.Sealed {
+		encoded -= seal.Overhead
+	}
 	switch {
 	case g.Type != Data && g.Type != Node:
 		return corrupt(op, "unknown type %d", g.Type)
@@ -203,7 +237,7 @@ func (g *Group) check(op string) error {
 		return corrupt(op, "%d chunks from ordinal %d", g.Count, g.First)
 	case g.Plain == 0 || g.Plain > holdfast.MaxGroupPlain:
 		return corrupt(op, "%d bytes of plaintext", g.Plain)
-	case g.Stored == 0 || g.Stored > g.Plain || (g.Codec == holdfast.Plain && g.Stored != g.Plain):
+	case encoded <= 0 || encoded > int64(g.Plain) || (g.Codec == holdfast.Plain && encoded != int64(g.Plain)):
 		return corrupt(op, "a %v payload of %d bytes for %d bytes of plaintext", g.Codec, g.Stored, g.Plain)
 	}
 	return nil
@@ -244,7 +278,7 @@ func AppendFooter(b []byte, f *Footer) []byte {
 		b = le.AppendUint32(b, g.Plain)
 		b = le.AppendUint32(b, g.CRC)
 		b = le.AppendUint32(b, g.Count)
-		b = append(b, byte(g.Type), byte(g.Codec), 0, 0, 0, 0, 0, 0)
+		b = append(b, byte(g.Type), byte(g.Codec), byte(g.flags()), 0, 0, 0, 0, 0)
 	}
 	for i := range f.Chunks {
 		b = append(b, f.Chunks[i].Digest[:]...)
@@ -273,8 +307,8 @@ func ParseFooter(b []byte) (*Footer, error) {
 		e := b[footerHead+groupEntry*i:]
 		g := &f.Groups[i]
 		*g = Group{Off: int64(le.Uint64(e)), Stored: le.Uint32(e[8:]), Plain: le.Uint32(e[12:]), CRC: le.Uint32(e[16:]), Count: le.Uint32(e[20:]),
-			Type: Type(e[24]), Codec: holdfast.Codec(e[25]), First: first}
-		if le.Uint16(e[26:]) != 0 || le.Uint32(e[28:]) != 0 {
+			Type: Type(e[24]), Codec: holdfast.Codec(e[25]), First: first, Sealed: le.Uint16(e[26:]) == flagSealed}
+		if le.Uint16(e[26:]) != g.flags() || le.Uint32(e[28:]) != 0 {
 			return nil, corrupt(op, "reserved bytes of record %d are not zero", i)
 		}
 		if err := g.check(op); err != nil {

@@ -50,10 +50,23 @@ func Load(r io.ReaderAt, size int64) (Header, *Footer, error) {
 	if err != nil {
 		return h, nil, err
 	}
+	if !f.agrees(&h) {
+		return h, nil, corrupt(op, "some records are encrypted and some are not")
+	}
 	if f.end() != t.footerOff || uint32(len(f.Groups)) != t.groups || uint32(len(f.Chunks)) != t.chunks || t.id != h.ID {
 		return h, nil, corrupt(op, "header, footer and trailer disagree")
 	}
 	return h, f, nil
+}
+
+// agrees reports whether all records are encrypted, or none, as the header says.
+func (f *Footer) agrees(h *Header) bool {
+	for i := range f.Groups {
+		if f.Groups[i].Sealed != h.Sealed() {
+			return false
+		}
+	}
+	return true
 }
 
 // readFull fills p from off; a file that is too short is Corrupt.
@@ -104,7 +117,29 @@ func (f *Footer) CheckRecord(number uint32, b []byte) error {
 	return g.Check(p[:g.Stored])
 }
 
-// ReadGroup reads group i and checks the stored payload. buf is used if it is large enough.
+// OpenPayload returns the encoded payload of group i out of the stored one, which was checked. An encrypted one is decrypted in its own place.
+// Without f.Cipher that is Permission.
+func (f *Footer) OpenPayload(i uint32, stored []byte) ([]byte, error) {
+	g := &f.Groups[i]
+	if !g.Sealed {
+		return stored, nil
+	}
+	if f.Cipher == nil {
+		return nil, holdfast.Errorf(holdfast.Permission, "decrypt record", "the pool is encrypted, and its key is not there").Advise("give the pool its key")
+	}
+	aad := make([]byte, recordLen, recordLen+tableEntry*int(g.Count))
+	bare := *g
+	bare.CRC = 0
+	for _, c := range f.Chunks[g.First : g.First+g.Count] {
+		aad = append(aad, c.Digest[:]...)
+		aad = le.AppendUint32(aad, c.Len)
+	}
+	putRecordHead(aad, &bare, i)
+	clear(aad[60:recordLen])
+	return f.Cipher.Open(stored[:0], stored, aad, i)
+}
+
+// ReadGroup reads group i, checks the stored payload and decrypts it. buf is used if it is large enough.
 func ReadGroup(r io.ReaderAt, f *Footer, i uint32, buf []byte) (holdfast.Group, error) {
 	g := &f.Groups[i]
 	if cap(buf) < int(g.Stored) {
@@ -117,7 +152,11 @@ func ReadGroup(r io.ReaderAt, f *Footer, i uint32, buf []byte) (holdfast.Group, 
 	if err := g.Check(buf); err != nil {
 		return holdfast.Group{}, err
 	}
-	return holdfast.Group{Codec: g.Codec, Chunks: f.Pieces(nil, i), Payload: buf}, nil
+	payload, err := f.OpenPayload(i, buf)
+	if err != nil {
+		return holdfast.Group{}, err
+	}
+	return holdfast.Group{Codec: g.Codec, Chunks: f.Pieces(nil, i), Payload: payload}, nil
 }
 
 // Scan walks the records of a container from the front without its footer and returns what is whole, up to the first thing that is not a

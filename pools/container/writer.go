@@ -5,6 +5,7 @@ import (
 	"io"
 
 	"github.com/holdfast-backup/holdfast"
+	"github.com/holdfast-backup/holdfast/pools/seal"
 )
 
 const (
@@ -33,6 +34,17 @@ func NewWriter(w io.Writer, h Header, buf []byte) *Writer {
 	return &Writer{w: w, id: h.ID, buf: appendHeader(buf[:0], h), off: headerLen}
 }
 
+// NewSealedWriter is NewWriter for an encrypted container. The cipher must be new and of this container; nil makes it a plain one.
+func NewSealedWriter(w io.Writer, h Header, buf []byte, c *seal.Cipher) *Writer {
+	if c != nil {
+		h.Incomp |= incompatSealed
+		h.KeyID, h.Salt = c.KeyID, c.Salt
+	}
+	wr := NewWriter(w, h, buf)
+	wr.footer.Cipher = c
+	return wr
+}
+
 // Append adds a group, which must keep its bounds (Group.Check), and returns the ordinal of its first chunk. The payload is the
 // caller's again on return. The error is the medium's, or Invalid for a group that does not fit: ask Fits before.
 func (w *Writer) Append(t Type, g *holdfast.Group) (first uint32, err error) {
@@ -57,7 +69,15 @@ func (w *Writer) Append(t Type, g *holdfast.Group) (first uint32, err error) {
 		rec.Plain += c.Len
 	}
 	at := len(b)
-	b = append(b, g.Payload...)
+	if c := w.footer.Cipher; c != nil {
+		rec.Sealed = true
+		rec.Stored += seal.Overhead
+		putRecordHead(b[start:], &rec, number)
+		clear(b[start+60 : start+recordLen])
+		b = c.Seal(b, g.Payload, b[start:at], number)
+	} else {
+		b = append(b, g.Payload...)
+	}
 	rec.CRC = crc32.Checksum(b[at:], castagnoli) // over the copy that is going to be written
 	for len(b)%alignment != start%alignment {
 		b = append(b, 0)
