@@ -108,7 +108,7 @@ func (p *Pool) removeDead(m *marking, rep *pools.CollectReport) {
 	var gone []*cont
 	p.mu.Lock()
 	for slot, c := range m.conts {
-		if c != nil && p.slots[slot] == c && c.dead != nil && c.dead.count() == int(c.n) {
+		if c != nil && p.slots[slot] == c && c.lifeless() && (m.ripe[c] || !p.patient) {
 			p.unindex(c)
 			gone = append(gone, c)
 		}
@@ -155,9 +155,11 @@ func (p *Pool) compact(ctx context.Context, m *marking, rep *pools.CollectReport
 		rep.Copied += c.copied
 		// Durable first, so that their absence after a crash is no alarm. Where that fails nothing else is in danger: see sweep.
 		_ = p.markAllDead(gone)
-		removed := rep.Removed
-		p.retire(gone, rep)
-		rep.Removed = removed // they count as rewritten
+		if !p.patient {
+			removed := rep.Removed
+			p.retire(gone, rep)
+			rep.Removed = removed // they count as rewritten
+		}
 		rep.Freed -= c.copied
 		sources = sources[n:]
 	}
@@ -171,7 +173,7 @@ func (p *Pool) sparse(m *marking) []*cont {
 	defer p.mu.RUnlock()
 	var out, small []*cont
 	for slot, c := range m.conts {
-		if c == nil || p.slots[slot] != c || c.damagedLive() {
+		if c == nil || p.slots[slot] != c || c.damagedLive() || c.lifeless() {
 			continue
 		}
 		live := int(c.n)
@@ -355,7 +357,11 @@ func (c *compaction) switchOver() []*cont {
 		s.pinMu.Unlock()
 	}
 	for _, src := range c.sources {
-		p.unindex(src)
+		if p.patient {
+			src.dead = bitmap(nil).complement(src.n) // it goes with the next Collect
+		} else {
+			p.unindex(src)
+		}
 	}
 	return c.sources
 }

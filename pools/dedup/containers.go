@@ -37,6 +37,9 @@ func (c *cont) reclaimable() int64 {
 	return c.size * int64(c.dead.count()) / int64(c.n)
 }
 
+// lifeless reports that all chunks are condemned. Pool.mu is held.
+func (c *cont) lifeless() bool { return c.dead != nil && c.dead.count() == int(c.n) }
+
 // usable reports that a chunk may be answered as present. Pool.mu is held.
 func (c *cont) usable(ordinal uint32) bool { return !c.dead.get(ordinal) && !c.bad.get(ordinal) }
 

@@ -121,5 +121,5 @@ func OpenOn(ctx context.Context, env pools.Env, fs fsys.FS, id holdfast.PoolID) 
 		_ = lock.Close() // the first error is the one that counts
 		return nil, err
 	}
-	return OpenStore(ctx, env, m, id, OpenOptions{Index: fs, Closers: []io.Closer{lock}})
+	return OpenStore(ctx, env, m, id, OpenOptions{Index: fs, Closers: []io.Closer{lock}, ownerFile: true})
 }

@@ -16,9 +16,10 @@ type marking struct {
 	p     *Pool
 	conts []*cont // candidates by slot; nil: not a candidate, its chunks stay whatever is marked
 
-	live   []bitmap // by slot; written by the Collect only
-	walked []bitmap // by slot: nodes whose subtrees are marked
-	lost   int64    // chunks that sets need and the pool does not hold
+	live   []bitmap       // by slot; written by the Collect only
+	walked []bitmap       // by slot: nodes whose subtrees are marked
+	ripe   map[*cont]bool // no chunk of theirs was live in an earlier Collect already
+	lost   int64          // chunks that sets need and the pool does not hold
 
 	queue []diskTree          // recipes to be walked. Guarded by Pool.mu
 	pins  []map[uint32]bitmap // of sessions that ended since. Guarded by Pool.mu
@@ -28,11 +29,12 @@ type marking struct {
 func (p *Pool) startMarking() *marking {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	m := &marking{p: p, conts: make([]*cont, len(p.slots)), live: make([]bitmap, len(p.slots)), walked: make([]bitmap, len(p.slots))}
+	m := &marking{p: p, conts: make([]*cont, len(p.slots)), live: make([]bitmap, len(p.slots)), walked: make([]bitmap, len(p.slots)), ripe: map[*cont]bool{}}
 	for _, c := range p.byID {
 		if c.owner == nil {
 			m.conts[c.slot] = c
 			m.live[c.slot] = newBitmap(c.n)
+			m.ripe[c] = c.lifeless()
 		}
 	}
 	for l := range p.leases {

@@ -27,14 +27,19 @@ type Pool struct {
 	domain   holdfast.Domain
 	closers  []io.Closer // closed in reverse order
 	// life is the context of what outlives the call that began it, such as a container that several calls fill; end ends it.
-	life     context.Context
-	end      context.CancelFunc
-	footers  footerCache
-	groups   groupCache
-	hashers  sync.Pool // *holdfast.Hasher
-	decoders sync.Pool // *chunk.Decoder
-	encoders sync.Pool // *chunk.Encoder
-	spares   spares    // buffers of reads
+	life      context.Context
+	end       context.CancelFunc
+	patient   bool
+	shape     Shape
+	before    func(ctx context.Context, containers []string) error // nil: nothing
+	ownerFile bool
+	given     uint32 // the driver's generation; 0: none
+	footers   footerCache
+	groups    groupCache
+	hashers   sync.Pool // *holdfast.Hasher
+	decoders  sync.Pool // *chunk.Decoder
+	encoders  sync.Pool // *chunk.Encoder
+	spares    spares    // buffers of reads
 
 	collecting sync.Mutex // held by the one Collect or Verify that runs
 
@@ -47,6 +52,7 @@ type Pool struct {
 	leases   map[*lease]struct{} // of open sets and of sessions' parents
 	sets     map[holdfast.SetID]setSize
 	begun    map[holdfast.SetID]struct{} // ids of running sessions
+	deleted  map[holdfast.SetID]struct{} // since the pool was opened: their ids never come back
 	mark     *marking                    // of the Collect that runs
 	badGen   uint64                      // counts up whenever a chunk is found damaged
 	leftover []*cont                     // removed from the index, their objects could not be removed
@@ -76,7 +82,7 @@ func newPool(env pools.Env, m blob.Store, s *superblock) *Pool {
 	p := &Pool{
 		med: m, sb: s, listener: env.Listener, domain: s.Domain(),
 		byID: map[uint64]*cont{}, sessions: map[*session]struct{}{}, leases: map[*lease]struct{}{},
-		sets: map[holdfast.SetID]setSize{}, begun: map[holdfast.SetID]struct{}{},
+		sets: map[holdfast.SetID]setSize{}, begun: map[holdfast.SetID]struct{}{}, deleted: map[holdfast.SetID]struct{}{},
 	}
 	p.life, p.end = context.WithCancel(context.Background())
 	p.footers.init(footerCacheBytes)
@@ -173,12 +179,29 @@ func (p *Pool) adopt(ctx context.Context, id uint64) error {
 
 func (p *Pool) loadSets(ctx context.Context) error {
 	names, err := p.med.List(ctx, setsDir)
+	if err != nil {
+		return err
+	}
 	for _, n := range names {
 		if id, ok := setOfName(n); ok {
 			p.sets[id] = setSize{logical: -1}
 		}
 	}
-	return err
+	for id := range p.st.sets() { // absence from one listing proves nothing
+		if _, listed := p.sets[id]; listed {
+			continue
+		}
+		there, err := p.med.Exists(ctx, setName(id))
+		if err != nil {
+			return err
+		}
+		if there {
+			p.sets[id] = setSize{logical: -1}
+		} else {
+			p.st.dropSet(id)
+		}
+	}
+	return nil
 }
 
 // Traits implements pools.Pool.
@@ -220,7 +243,7 @@ func (p *Pool) leaseSet(ctx context.Context, id holdfast.SetID) (*setRecord, *le
 	r, err := p.loadSet(ctx, id)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if _, known := p.sets[id]; err == nil && !known {
+	if err == nil && !p.knows(id, r) {
 		err = holdfast.Errorf(holdfast.NotExist, "open set", "the pool has no set %s", id)
 	}
 	if err != nil {
@@ -234,6 +257,21 @@ func (p *Pool) leaseSet(ctx context.Context, id holdfast.SetID) (*setRecord, *le
 		p.mark.add(l.roots)
 	}
 	return r, l, nil
+}
+
+// knows reports whether a set whose record was read is there. One that a listing left out when the pool was opened is taken in; one that
+// is being deleted, or committed, is not there. Pool.mu is held.
+func (p *Pool) knows(id holdfast.SetID, r *setRecord) bool {
+	if _, known := p.sets[id]; known {
+		return true
+	}
+	_, begun := p.begun[id]
+	_, deleted := p.deleted[id]
+	if begun || deleted {
+		return false
+	}
+	p.sets[id] = sizeOf(r)
+	return true
 }
 
 func (p *Pool) endLease(l *lease) {
@@ -261,13 +299,20 @@ func (p *Pool) Delete(ctx context.Context, id holdfast.SetID) error {
 		}
 		return errClosed("delete set")
 	}
+	p.deleted[id] = struct{}{}
 	delete(p.sets, id) // before the record goes, so that a Collect does not take it for lost
 	p.mu.Unlock()
 	err := p.med.Remove(ctx, setName(id))
-	if err != nil && known {
+	if err != nil {
 		p.mu.Lock()
-		p.sets[id] = size
+		if known {
+			p.sets[id] = size
+		}
+		delete(p.deleted, id)
 		p.mu.Unlock()
+	}
+	if err == nil {
+		p.st.dropSet(id)
 	}
 	return err
 }
@@ -405,7 +450,7 @@ func (p *Pool) newContainerID() (uint64, error) {
 	p.idMu.Lock()
 	defer p.idMu.Unlock()
 	if p.generation == 0 {
-		g, err := nextGeneration(p.life, p.med, p.highest)
+		g, err := p.nextGeneration()
 		if err != nil {
 			return 0, err
 		}

@@ -62,7 +62,7 @@ type reading struct {
 }
 
 func (rd *reading) start() {
-	rd.wg.Add(1 + readers)
+	rd.wg.Add(1 + rd.p.shape.Readers)
 	go func() {
 		defer rd.wg.Done()
 		defer close(rd.order)
@@ -76,7 +76,7 @@ func (rd *reading) start() {
 			}
 		}
 	}()
-	for range readers {
+	for range rd.p.shape.Readers {
 		go func() {
 			defer rd.wg.Done()
 			for f := range rd.work {
@@ -238,7 +238,7 @@ func (rd *reading) container(c *cont, footer *container.Footer, file *sharedFile
 		for ; n < len(ps); n++ {
 			g := &footer.Groups[ps[n].group]
 			to := g.PayloadOff() + int64(g.Stored)
-			if g.PayloadOff() > end+joinGap || to > from+joinBytes {
+			if g.PayloadOff() > end+rd.p.shape.Gap || to > from+rd.p.shape.Join {
 				break
 			}
 			end = max(end, to)

@@ -232,7 +232,22 @@ func (s *session) commit(ctx context.Context, m holdfast.Manifest) (*setRecord, 
 		return nil, err
 	}
 	rec.bytes = int64(len(b))
-	return rec, blob.WriteAll(ctx, s.p.med, setName(rec.manifest.ID), b)
+	if s.p.before != nil {
+		names, err := s.p.containersOf(ctx, rec)
+		if err != nil {
+			return nil, err
+		}
+		if err := s.p.before(ctx, names); err != nil {
+			return nil, err
+		}
+	}
+	if err := blob.WriteAll(ctx, s.p.med, setName(rec.manifest.ID), b); err != nil {
+		// Some stores cannot say whether an object that was sent is there. A set that was not acknowledged had better not be.
+		_ = s.p.med.Remove(s.p.life, setName(rec.manifest.ID)) // else it is there, and whole
+		return nil, err
+	}
+	s.p.st.putSet(rec.manifest.ID)
+	return rec, nil
 }
 
 // seal makes everything the session stored durable: first the data, then the nodes that name it. s.mu is held.

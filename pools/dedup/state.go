@@ -29,19 +29,20 @@ const (
 	stateVersion = 1
 	keyContainer = 'c' // + id: size, plain, fingerprints
 	keyMarks     = 'm' // + id: condemned and damaged chunks
+	keySet       = 's' // + set's id: the set was there
 )
 
 // openState opens the kv folder. A store that does not open is removed and begun anew; where that fails too, the pool works without.
-func openState(f fsys.FS, l holdfast.Listener) *state {
+func openState(f fsys.FS, dir string, l holdfast.Listener) *state {
 	if f == nil {
 		return &state{}
 	}
 	o := kv.Options{MemtableBytes: 4 << 20, CacheBytes: 4 << 20, Incompressible: true}
-	db, err := kv.Open(f, indexDir, o)
+	db, err := kv.Open(f, dir, o)
 	if k := holdfast.KindOf(err); err != nil && k != holdfast.Busy && k != holdfast.NoSpace {
 		l.Emit(holdfast.Event{Type: "index-rebuilt", Severity: holdfast.Warning, Text: fmt.Sprintf("the pool's index could not be opened and is rebuilt from the containers: %v", err)})
-		if err = clearFolder(f, indexDir); err == nil {
-			db, err = kv.Open(f, indexDir, o)
+		if err = clearFolder(f, dir); err == nil {
+			db, err = kv.Open(f, dir, o)
 		}
 	}
 	if err != nil {
@@ -171,6 +172,38 @@ func (s *state) drop(id uint64) {
 		b.Delete(stateKey(keyMarks, id))
 		_ = b.Commit(false) // rebuildable
 	}
+}
+
+// putSet remembers that a set is committed, and dropSet that it is not there: a listing that is behind is noticed by it.
+func (s *state) putSet(id holdfast.SetID) {
+	if db := s.store(); db != nil {
+		b := db.Batch()
+		b.Set(append([]byte{keySet}, id.ID[:]...), []byte{stateVersion})
+		_ = b.Commit(false) // rebuildable
+	}
+}
+
+func (s *state) dropSet(id holdfast.SetID) {
+	if db := s.store(); db != nil {
+		b := db.Batch()
+		b.Delete(append([]byte{keySet}, id.ID[:]...))
+		_ = b.Commit(false) // rebuildable
+	}
+}
+
+// sets returns the sets that are remembered.
+func (s *state) sets() map[holdfast.SetID]bool {
+	out := map[holdfast.SetID]bool{}
+	db := s.store()
+	if db == nil {
+		return out
+	}
+	for it, err := range db.Scan([]byte{keySet}, []byte{keySet + 1}) {
+		if err == nil && len(it.Key) == 17 {
+			out[holdfast.SetID{ID: holdfast.ID(it.Key[1:])}] = true
+		}
+	}
+	return out
 }
 
 // A markUpdate is what a container's marks become; both nil: none.

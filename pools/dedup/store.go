@@ -1,6 +1,7 @@
 package dedup
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"slices"
@@ -28,12 +29,32 @@ type CreateOptions struct {
 // OpenOptions say how the engine runs on a store.
 type OpenOptions struct {
 	Kind string // the driver's; "dedup" where empty
-	// Index is the file system in whose folder "index" the rebuildable index store lives. Nil: one in Env.StateDir; where there is none
+	// Index is the file system in whose folder "index" the rebuildable index store lives. Nil: a folder of Env.StateDir; where there is none
 	// either, the pool works without, and reads every container's footer when it is opened.
 	Index fsys.FS
+	// Generation, if not 0, is one that the driver gave nobody else, such as a lease's: containers get their ids from it. At 0 the
+	// engine keeps the count itself.
+	Generation uint32
+	// Patient makes Collect remove a container only when it was condemned by an earlier Collect and still is: what one listing of
+	// the sets, or one late request of an owner before, got wrong is put right by the next.
+	Patient bool
+	// Shape is how reads are cut; the zero value is right for disks.
+	Shape Shape
+	// BeforeRecord is called for each set when its containers are sealed and its record is about to be written, with the names
+	// of all containers it needs, others' included. Its error fails the Commit. Nil: nothing is called, and the recipe is not walked.
+	BeforeRecord func(ctx context.Context, containers []string) error
+
+	ownerFile bool // the count of generations is in the object OWNER, as it always was in folders
 	// Closers are closed in reverse order when the pool is, also where OpenStore fails, but after what the engine itself closes. The store is not closed
 	// unless it is among them.
 	Closers []io.Closer
+}
+
+// A Shape is how the bytes of a Read are asked for. Zero fields stand for the defaults.
+type Shape struct {
+	Readers int   // requests under way for one Read
+	Join    int64 // bytes of one request
+	Gap     int64 // unwanted bytes between two groups that are read along rather than asked for apart
 }
 
 // CreateStore makes a pool on an empty store and leaves it closed. A store that has anything in it is refused (Exist), except what an
@@ -56,11 +77,11 @@ func CreateStore(ctx context.Context, env pools.Env, store blob.Store, id holdfa
 }
 
 // OpenStore opens the pool on a store. The caller has made sure that no other process has it open. It fails with Invalid if the pool there is
-// another one.
+// another one; the zero id stands for whatever pool is there.
 func OpenStore(ctx context.Context, env pools.Env, store blob.Store, id holdfast.PoolID, o OpenOptions) (*Pool, error) {
 	p := &Pool{closers: o.Closers}
 	s, err := readSuperblock(ctx, store, kindOr(o.Kind))
-	if err == nil && s.Pool != id {
+	if err == nil && !id.IsZero() && s.Pool != id {
 		err = holdfast.Errorf(holdfast.Invalid, "open pool", "the pool here is %s, not %s", s.Pool, id)
 	}
 	if err != nil {
@@ -69,13 +90,16 @@ func OpenStore(ctx context.Context, env pools.Env, store blob.Store, id holdfast
 	}
 	p = newPool(env, store, s)
 	p.closers = o.Closers
-	index := o.Index
+	p.patient, p.before, p.ownerFile, p.given = o.Patient, o.BeforeRecord, o.ownerFile, o.Generation
+	p.shape = Shape{Readers: cmp.Or(o.Shape.Readers, readers), Join: cmp.Or(o.Shape.Join, joinBytes), Gap: cmp.Or(o.Shape.Gap, joinGap)}
+	index, dir := o.Index, indexDir
 	if index == nil && env.StateDir != "" {
+		dir = indexDir + "-" + s.Pool.String() // whoever the folder was given to before
 		if index, err = fsys.CreateOS(env.StateDir); err != nil {
 			index = nil // works without
 		}
 	}
-	p.st = openState(index, p.listener)
+	p.st = openState(index, dir, p.listener)
 	p.closers = append(p.closers, p.st)
 	if err := p.load(ctx); err != nil {
 		_ = p.release() // the first error is the one that counts

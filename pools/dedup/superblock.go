@@ -6,7 +6,10 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"encoding/json"
+	"fmt"
 	"hash/crc32"
+	"path"
+	"strconv"
 	"time"
 
 	"github.com/holdfast-backup/holdfast"
@@ -153,8 +156,43 @@ type owner struct {
 	Generation uint32 `json:"generation"`
 }
 
-// nextGeneration makes a new generation durable. highest is the highest one seen in a container's id.
-func nextGeneration(ctx context.Context, m blob.Store, highest uint32) (uint32, error) {
+// nextGeneration returns a generation that nobody had, and makes that durable. p.idMu is held.
+func (p *Pool) nextGeneration() (uint32, error) {
+	switch {
+	case p.given > p.highest:
+		return p.given, nil
+	case p.ownerFile:
+		return nextOwner(p.life, p.med, p.highest)
+	}
+	return nextMark(p.life, p.med, p.highest)
+}
+
+// generationsDir has one empty object for the latest generation, which its name tells: objects do not change.
+const generationsDir = "generations"
+
+// nextMark makes a new generation durable. highest is the highest one seen in a container's id.
+func nextMark(ctx context.Context, m blob.Store, highest uint32) (uint32, error) {
+	names, err := m.List(ctx, generationsDir)
+	if err != nil {
+		return 0, err
+	}
+	for _, n := range names {
+		if g, err := strconv.ParseUint(path.Base(n), 16, 32); err == nil {
+			highest = max(highest, uint32(g))
+		}
+	}
+	highest++
+	if err := blob.WriteAll(ctx, m, fmt.Sprintf("%s/%08x", generationsDir, highest), nil); err != nil {
+		return 0, err
+	}
+	for _, n := range names {
+		_ = m.Remove(ctx, n) // a lower one does no harm
+	}
+	return highest, nil
+}
+
+// nextOwner makes a new generation durable. highest is the highest one seen in a container's id.
+func nextOwner(ctx context.Context, m blob.Store, highest uint32) (uint32, error) {
 	var o owner
 	b, err := blob.ReadAll(ctx, m, ownerName, maxFrame)
 	switch {
