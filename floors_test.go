@@ -25,7 +25,7 @@ var floors = [][]string{
 	{"fsys", "nbd", "internal/process", "ingest/wire", "ingest/chunk", "agent/hv", "agent/vhdx", "pools/seal"},
 	{"kv", "ingest/wire/netem", "pools/blob", "pools/container", "agent/restore", "agent/transport"},
 	{"pools", "pools/blob/dirstore", "pools/blob/s3store", "pools/blob/s3store/s3test", "pools/blob/blobtest", "pools/parity", "catalog", "agent/lab"},
-	{"pools/memory", "pools/dedup", "pools/standard", "pools/pooltest", "agent", "appliance/schedule", "appliance/retain"},
+	{"pools/memory", "pools/dedup", "pools/standard", "pools/pooltest", "agent", "appliance/schedule", "appliance/retain", "appliance/notify"},
 	{"ingest"},
 	{"appliance/auth", "appliance/job"},
 	{"appliance/api"},
@@ -67,6 +67,7 @@ var homes = map[string][]string{
 	"golang.org/x/time":                {"agent", "agent/transport"},
 	"github.com/cenkalti/backoff":      {"agent/transport", "ingest/wire"},
 	"golang.org/x/term":                {"cmd/holdfast"},
+	"github.com/wneessen/go-mail":      {"appliance/notify"},
 	"log/slog":                         {"appliance", "appliance/api", "appliance/job", "appliance/auth", "agent", "agent/transport", "cmd/holdfast", "cmd/holdfastd", "cmd/holdfast-agent", "internal/demo"},
 	"math/rand":                        {}, // math/rand/v2 has its own path
 	"log":                              {},

@@ -13,7 +13,11 @@ import (
 	"github.com/holdfast-backup/holdfast/agent/lab"
 	"github.com/holdfast-backup/holdfast/agent/transport"
 	"github.com/holdfast-backup/holdfast/internal/clock"
+	"github.com/holdfast-backup/holdfast/internal/process"
 )
+
+// memory is how the agent's heap grows: a guest of the host, it keeps small. Its large buffers are made once.
+var memory = process.Memory{Percent: 100}
 
 func (a *app) runCmd() *cobra.Command {
 	var data, labDir string
@@ -21,7 +25,13 @@ func (a *app) runCmd() *cobra.Command {
 		Use:   "run --data ADIR --lab LABDIR",
 		Short: "Serve the host's VMs to the appliance until interrupted",
 		Args:  cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
+		RunE: func(c *cobra.Command, _ []string) (err error) {
+			process.Limit(memory)
+			stop, err := process.Profile("holdfast-agent")
+			if err != nil {
+				return holdfast.Errorf(holdfast.Invalid, "make profiles", "%w", err)
+			}
+			defer func() { err = errors.Join(err, stop()) }()
 			id, err := transport.LoadIdentity(data)
 			if err != nil {
 				return err

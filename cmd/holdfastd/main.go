@@ -18,6 +18,7 @@ import (
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/appliance"
+	"github.com/holdfast-backup/holdfast/internal/process"
 )
 
 func main() {
@@ -79,7 +80,16 @@ func command() *cobra.Command {
 	return cmd
 }
 
-func serve(ctx context.Context, c appliance.Config) error {
+// memory is how the daemon's heap grows. What sessions hold is bounded where they hold it.
+var memory = process.Memory{Percent: 100}
+
+func serve(ctx context.Context, c appliance.Config) (err error) {
+	process.Limit(memory)
+	stop, err := process.Profile("holdfastd")
+	if err != nil {
+		return holdfast.Errorf(holdfast.Invalid, "make profiles", "%w", err)
+	}
+	defer func() { err = errors.Join(err, stop()) }()
 	d, err := appliance.Start(ctx, c)
 	if err != nil {
 		return err
