@@ -445,6 +445,9 @@ func (p *Pool) release() error {
 	return first
 }
 
+// Abandon gives back what the pool holds of this process without ending anything else, as if the process had died. For tests of drivers.
+func (p *Pool) Abandon() { _ = p.release() }
+
 // newContainerID gives the next container id. The first one of a process makes a new generation durable.
 func (p *Pool) newContainerID() (uint64, error) {
 	p.idMu.Lock()

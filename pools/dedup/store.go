@@ -124,3 +124,12 @@ func clockOf(env pools.Env) clock.Clock {
 
 // classify gives an error of the file system its Kind; nil stays nil and what has a kind keeps it.
 func classify(op string, err error) error { return fsys.Classify(op, err) }
+
+// PoolAt returns the id of the pool on a store; NotExist if there is none.
+func PoolAt(ctx context.Context, store blob.Store, kind string) (holdfast.PoolID, error) {
+	s, err := readSuperblock(ctx, store, kindOr(kind))
+	if err != nil {
+		return holdfast.PoolID{}, err
+	}
+	return s.Pool, nil
+}
