@@ -21,8 +21,8 @@ const module = "github.com/holdfast-backup/holdfast"
 // floors orders the packages: a package imports only packages on lower floors. A prefix ending in "/" covers all below it.
 // A package that no entry covers fails the test, so that a new one gets its place here.
 var floors = [][]string{
-	{"", "internal/clock"}, // the ground floor
-	{"fsys", "nbd", "internal/process", "ingest/wire", "ingest/chunk", "agent/hv", "agent/vhdx", "pools/seal"},
+	{"", "internal/clock", "internal/direct"}, // the ground floor
+	{"fsys", "nbd", "internal/cli", "internal/process", "ingest/wire", "ingest/chunk", "agent/hv", "agent/vhdx", "pools/seal"},
 	{"kv", "ingest/wire/netem", "pools/blob", "pools/container", "agent/restore", "agent/transport"},
 	{"pools", "pools/blob/dirstore", "pools/blob/s3store", "pools/blob/s3store/s3test", "pools/blob/blobtest", "pools/parity", "catalog", "agent/lab"},
 	{"pools/memory", "pools/dedup", "pools/standard", "pools/pooltest", "agent", "appliance/schedule", "appliance/retain", "appliance/notify"},
@@ -59,7 +59,7 @@ var homes = map[string][]string{
 	"golang.org/x/crypto":              {"pools/seal"},
 	"github.com/microsoft/wmi":         {"agent/hyperv"},
 	"golang.org/x/sys/windows":         {"agent/hyperv", "agent/hv", "agent/lab", "agent/vhdx", "fsys"},
-	"golang.org/x/sys/unix":            {"fsys", "agent/lab", "agent/vhdx"},
+	"golang.org/x/sys/unix":            {"internal/direct", "fsys", "agent/lab", "agent/vhdx"},
 	"github.com/danielgtaylor/huma":    {"appliance/api"},
 	"github.com/prometheus":            {"appliance/api"},
 	"github.com/pelletier/go-toml":     {"appliance"},
