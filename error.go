@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // A Kind is the class of an error: what a caller can do about it. Numbers are append-only, they travel over the wire.
@@ -35,6 +36,19 @@ func (k Kind) String() string {
 		return kindNames[k]
 	}
 	return fmt.Sprintf("kind %d", uint8(k))
+}
+
+// Code returns the kind as one word for programs: "not-found", "permission-denied".
+func (k Kind) Code() string { return strings.ReplaceAll(k.String(), " ", "-") }
+
+// KindOfCode returns the kind that a code stands for; Internal for an unknown one.
+func KindOfCode(code string) Kind {
+	for k := range Kind(len(kindNames)) {
+		if k.Code() == code {
+			return k
+		}
+	}
+	return Internal
 }
 
 // Error implements error.

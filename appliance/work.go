@@ -203,7 +203,7 @@ func failure(e *catalog.TaskError) *api.Failure {
 	if e == nil {
 		return nil
 	}
-	return &api.Failure{Code: api.CodeOf(e.Kind), Message: e.Message, Hint: e.Hint}
+	return &api.Failure{Code: e.Kind.Code(), Message: e.Message, Hint: e.Hint}
 }
 
 // Sets implements api.Service. A name chooses every virtual machine that has, or had, it.

@@ -46,7 +46,7 @@ func kindIn(w *httptest.ResponseRecorder, route string) (holdfast.Kind, error) {
 	}
 	var body ErrorBody
 	err := json.Unmarshal(w.Body.Bytes(), &body)
-	return KindOf(body.Failure.Code), err
+	return holdfast.KindOfCode(body.Failure.Code), err
 }
 
 // TestEveryRouteIsClosedWithoutAPrincipal enumerates what is registered, so that a new route cannot be forgotten.
@@ -141,8 +141,8 @@ func TestDescriptionIsGolden(t *testing.T) {
 
 func TestEveryKindHasAStatusAndACodeThatReadsBack(t *testing.T) {
 	for k := holdfast.Internal; k <= holdfast.Cancelled; k++ {
-		if status[k] == 0 || KindOf(CodeOf(k)) != k {
-			t.Errorf("%v: status %d, code %q", k, status[k], CodeOf(k))
+		if status[k] == 0 || holdfast.KindOfCode(k.Code()) != k {
+			t.Errorf("%v: status %d, code %q", k, status[k], k.Code())
 		}
 	}
 }

@@ -51,27 +51,14 @@ var status = map[holdfast.Kind]int{
 	holdfast.Cancelled:   499, // nobody waits for the answer any more
 }
 
-// CodeOf returns a kind's word in the API: "not-found", "permission-denied".
-func CodeOf(k holdfast.Kind) string { return strings.ReplaceAll(k.String(), " ", "-") }
-
-// KindOf returns the kind that a code stands for; Internal for an unknown one.
-func KindOf(code string) holdfast.Kind {
-	for k := range status {
-		if CodeOf(k) == code {
-			return k
-		}
-	}
-	return holdfast.Internal
-}
-
 // FailureOf shows an error.
 func FailureOf(err error) Failure {
-	return Failure{Code: CodeOf(holdfast.KindOf(err)), Message: err.Error(), Hint: holdfast.HintOf(err)}
+	return Failure{Code: holdfast.KindOf(err).Code(), Message: err.Error(), Hint: holdfast.HintOf(err)}
 }
 
 // Err turns a failure received back into an error of its kind.
 func (f Failure) Err() *holdfast.Error {
-	return &holdfast.Error{Kind: KindOf(f.Code), Hint: f.Hint, Err: errors.New(f.Message)}
+	return &holdfast.Error{Kind: holdfast.KindOfCode(f.Code), Hint: f.Hint, Err: errors.New(f.Message)}
 }
 
 func bodyOf(err error) *ErrorBody {
@@ -111,5 +98,5 @@ func humaError(code int, msg string, errs ...error) huma.StatusError {
 			msg += "; " + err.Error()
 		}
 	}
-	return &ErrorBody{Failure: Failure{Code: CodeOf(kind), Message: msg}, status: code}
+	return &ErrorBody{Failure: Failure{Code: kind.Code(), Message: msg}, status: code}
 }

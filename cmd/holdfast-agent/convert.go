@@ -13,6 +13,7 @@ import (
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/agent/vhdx"
+	"github.com/holdfast-backup/holdfast/internal/cli"
 )
 
 const (
@@ -34,12 +35,12 @@ func (a *app) vhdxConvertCmd() *cobra.Command {
 		Args: cobra.ExactArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
 			if block != "" {
-				n, err := parseSize(block)
+				n, err := cli.ParseSize(block)
 				if err != nil {
 					return err
 				}
 				if n > 1<<30 {
-					return holdfast.Errorf(holdfast.Invalid, "", "a block of %s is too large", sizeText(n)).Advise("blocks are 1M to 256M, a power of two")
+					return holdfast.Errorf(holdfast.Invalid, "", "a block of %s is too large", cli.Size(n)).Advise("blocks are 1M to 256M, a power of two")
 				}
 				o.vhdx.BlockSize = uint32(n)
 			}

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-backup/holdfast/agent/transport"
+	"github.com/holdfast-backup/holdfast/internal/cli"
 )
 
 func (a *app) enrollCmd() *cobra.Command {
@@ -20,7 +21,7 @@ func (a *app) enrollCmd() *cobra.Command {
 			"ADIR and replaces an older one.",
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			o.Name, o.Version = name, version()
+			o.Name, o.Version = name, cli.Version()
 			if name == "" {
 				o.Name, _ = os.Hostname() // the appliance has its own name for the host; this one is only shown
 			}
@@ -32,7 +33,9 @@ func (a *app) enrollCmd() *cobra.Command {
 				return err
 			}
 			v := map[string]any{"host": id.Host, "name": id.Name, "server": id.Server}
-			return a.print(v, func(w io.Writer) { fmt.Fprintf(w, "enrolled as %s (%s) at %s\n", clean(id.Name), id.Host, id.Server) })
+			return a.print(v, func(w io.Writer) {
+				fmt.Fprintf(w, "enrolled as %s (%s) at %s\n", cli.Clean(id.Name), id.Host, id.Server)
+			})
 		},
 	}
 	c.Flags().StringVar(&data, "data", "", "folder of the agent")

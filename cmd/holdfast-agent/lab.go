@@ -11,10 +11,11 @@ import (
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/agent/hv"
 	"github.com/holdfast-backup/holdfast/agent/lab"
+	"github.com/holdfast-backup/holdfast/internal/cli"
 )
 
 func (a *app) labCmd() *cobra.Command {
-	return group("lab", "A host made of folders, to try backups and to test them",
+	return cli.Group("lab", "A host made of folders, to try backups and to test them",
 		a.labCreateCmd(), a.labListCmd(), a.labNBDCmd(), a.labFaultCmd(), a.labCheckpointCmd(), a.labRevertCmd(), a.labResizeCmd(),
 		a.labSwapCmd(), a.labCloneCmd())
 }
@@ -75,15 +76,15 @@ func (a *app) printVMs(v any, vms []hv.VM) error {
 	return a.print(v, func(w io.Writer) {
 		fmt.Fprintln(w, "VM\tID\tGEN\tSTATE\tDISK\tSIZE\tKIND\tAT")
 		for _, vm := range vms {
-			head := fmt.Sprintf("%s\t%s\t%d\t%s", clean(vm.Name), vm.ID, vm.Generation, vm.State)
+			head := fmt.Sprintf("%s\t%s\t%d\t%s", cli.Clean(vm.Name), vm.ID, vm.Generation, vm.State)
 			if len(vm.Disks)+len(vm.Skipped) == 0 {
 				fmt.Fprintln(w, head)
 			}
 			for i, d := range vm.Disks {
-				fmt.Fprintf(w, "%s\t%d %s\t%s\t%s\t%s %d:%d\n", head, i, clean(d.Name), sizeText(d.Size), d.Subformat, d.Controller, d.ControllerNo, d.Slot)
+				fmt.Fprintf(w, "%s\t%d %s\t%s\t%s\t%s %d:%d\n", head, i, cli.Clean(d.Name), cli.Size(d.Size), d.Subformat, d.Controller, d.ControllerNo, d.Slot)
 			}
 			for _, s := range vm.Skipped {
-				fmt.Fprintf(w, "%s\t%s\tcannot be backed up: %s\n", head, clean(s.Name), clean(s.Reason))
+				fmt.Fprintf(w, "%s\t%s\tcannot be backed up: %s\n", head, cli.Clean(s.Name), cli.Clean(s.Reason))
 			}
 		}
 	})
@@ -161,7 +162,7 @@ func (a *app) labResizeCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			n, err := parseSize(args[3])
+			n, err := cli.ParseSize(args[3])
 			if err != nil {
 				return err
 			}

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"github.com/holdfast-backup/holdfast/internal/cli"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -27,7 +28,7 @@ func call(t *testing.T, args ...string) (code int, out, errs string) {
 func ok(t *testing.T, args ...string) string {
 	t.Helper()
 	code, out, errs := call(t, args...)
-	if code != exitOK {
+	if code != cli.OK {
 		t.Fatalf("%v: exit %d: %s", args, code, errs)
 	}
 	return out
@@ -81,7 +82,7 @@ func TestConvertKeepsEveryByte(t *testing.T) {
 		if got, err := os.ReadFile(back); err != nil || !bytes.Equal(got, want) {
 			t.Errorf("%s: the way back differs: %v", name, err)
 		}
-		if code, _, _ := call(t, "vhdx", "convert", v, back); code == exitOK {
+		if code, _, _ := call(t, "vhdx", "convert", v, back); code == cli.OK {
 			t.Error("a file was overwritten")
 		}
 	}
@@ -103,28 +104,28 @@ func TestExitCodesAndHints(t *testing.T) {
 		want int
 		says string
 	}{
-		{[]string{"--help"}, exitOK, ""},
-		{[]string{"nonsense"}, exitUsage, "--help"},
-		{[]string{"lab", "list"}, exitUsage, "--help"},
-		{[]string{"lab", "list", lab, "--nonsense"}, exitUsage, "--help"},
-		{[]string{"run", "--data", lab}, exitUsage, "--lab"},
-		{[]string{"run", "--data", lab, "--lab", lab}, exitNotFound, "enroll"},
-		{[]string{"enroll", "--data", lab, "--server", "localhost:1", "--key", "wrong"}, exitUsage, "key"},
-		{[]string{"lab", "nbd", lab, "vm", "0"}, exitUsage, "--socket"},
-		{[]string{"lab", "nbd", lab, "vm", "0", "--socket", "x"}, exitNotFound, "vm"},
-		{[]string{"lab", "fault", lab, "vm", "nonsense"}, exitUsage, "tracking-lost"},
-		{[]string{"lab", "resize", lab, "vm", "zero", "1G"}, exitUsage, "zero"},
-		{[]string{"lab", "resize", lab, "vm", "0", "many"}, exitUsage, "many"},
-		{[]string{"vhdx", "info", filepath.Join(lab, "none")}, exitNotFound, "none"},
-		{[]string{"vhdx", "info", junk}, exitDamaged, "junk"},
-		{[]string{"vhdx", "convert", junk, "x.raw", "--to", "qcow2"}, exitUsage, "raw"},
+		{[]string{"--help"}, cli.OK, ""},
+		{[]string{"nonsense"}, cli.Usage, "--help"},
+		{[]string{"lab", "list"}, cli.Usage, "--help"},
+		{[]string{"lab", "list", lab, "--nonsense"}, cli.Usage, "--help"},
+		{[]string{"run", "--data", lab}, cli.Usage, "--lab"},
+		{[]string{"run", "--data", lab, "--lab", lab}, cli.NotFound, "enroll"},
+		{[]string{"enroll", "--data", lab, "--server", "localhost:1", "--key", "wrong"}, cli.Usage, "key"},
+		{[]string{"lab", "nbd", lab, "vm", "0"}, cli.Usage, "--socket"},
+		{[]string{"lab", "nbd", lab, "vm", "0", "--socket", "x"}, cli.NotFound, "vm"},
+		{[]string{"lab", "fault", lab, "vm", "nonsense"}, cli.Usage, "tracking-lost"},
+		{[]string{"lab", "resize", lab, "vm", "zero", "1G"}, cli.Usage, "zero"},
+		{[]string{"lab", "resize", lab, "vm", "0", "many"}, cli.Usage, "many"},
+		{[]string{"vhdx", "info", filepath.Join(lab, "none")}, cli.NotFound, "none"},
+		{[]string{"vhdx", "info", junk}, cli.Damaged, "junk"},
+		{[]string{"vhdx", "convert", junk, "x.raw", "--to", "qcow2"}, cli.Usage, "raw"},
 	} {
 		code, _, errs := call(t, tc.args...)
 		if code != tc.want || !strings.Contains(errs, tc.says) {
 			t.Errorf("%v: exit %d, want %d: %s", tc.args, code, tc.want, errs)
 		}
 		code, _, errs = call(t, append([]string{"--json"}, tc.args...)...)
-		if code != tc.want || (code != exitOK && !json.Valid([]byte(errs))) {
+		if code != tc.want || (code != cli.OK && !json.Valid([]byte(errs))) {
 			t.Errorf("%v --json: exit %d: %s", tc.args, code, errs)
 		}
 	}
@@ -154,7 +155,7 @@ func TestLabLifeOfAVM(t *testing.T) {
 	if err != nil || !isReady {
 		t.Fatalf("%q, %v", line, err)
 	}
-	if code, _, _ := call(t, "lab", "nbd", dir, "vm", "1", "--socket", sock+"2"); code != exitBusy {
+	if code, _, _ := call(t, "lab", "nbd", dir, "vm", "1", "--socket", sock+"2"); code != cli.Busy {
 		t.Errorf("a second server: exit %d", code)
 	}
 	foreign(t, "qemu-io", "-f", "raw", "-c", "write -P 9 1M 64k", uri)
@@ -163,7 +164,7 @@ func TestLabLifeOfAVM(t *testing.T) {
 	ok(t, "lab", "revert", dir, "vm")
 	foreign(t, "qemu-io", "-f", "raw", "-c", "read -P 9 1M 64k", uri)
 	stop()
-	if code := <-done; code != exitOK {
+	if code := <-done; code != cli.OK {
 		t.Errorf("the server ended with %d", code)
 	}
 	ok(t, "lab", "swap", dir, "vm", "0", disk)
@@ -186,14 +187,14 @@ func TestLabLifeOfAVM(t *testing.T) {
 		len(vms[2].Disks) != 2 || vms[2].Disks[0].Controller != "ide" {
 		t.Errorf("%+v", vms)
 	}
-	if text := ok(t, "lab", "list", dir); !strings.Contains(text, "20 MiB") {
+	if text := ok(t, "lab", "list", dir); !strings.Contains(text, "20.0 MiB") {
 		t.Error(text)
 	}
 }
 
 func TestSizesHaveUnits(t *testing.T) {
 	for s, want := range map[string]int64{"0": 0, "512": 512, "80M": 80 << 20, "2g": 2 << 30, "1TiB": 1 << 40, "4KB": 4096, "": -1, "M": -1, "-1": -1, "9999999T": -1, "1.5G": -1} {
-		got, err := parseSize(s)
+		got, err := cli.ParseSize(s)
 		if (err != nil) != (want < 0) || (err == nil && got != want) {
 			t.Errorf("%q: %d, %v; want %d", s, got, err, want)
 		}

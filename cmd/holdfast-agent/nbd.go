@@ -9,6 +9,7 @@ import (
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/agent/lab"
+	"github.com/holdfast-backup/holdfast/internal/cli"
 	"github.com/holdfast-backup/holdfast/nbd"
 )
 
@@ -20,7 +21,7 @@ func (a *app) labNBDCmd() *cobra.Command {
 		Args:  cobra.ExactArgs(3),
 		RunE: func(c *cobra.Command, args []string) error {
 			if (socket == "") == (listen == "") {
-				return usage(c, errors.New("give either --socket or --listen"))
+				return cli.UsageError(c, errors.New("give either --socket or --listen"))
 			}
 			h, err := lab.Open(args[0])
 			if err != nil {

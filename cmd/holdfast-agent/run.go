@@ -12,6 +12,7 @@ import (
 	"github.com/holdfast-backup/holdfast/agent"
 	"github.com/holdfast-backup/holdfast/agent/lab"
 	"github.com/holdfast-backup/holdfast/agent/transport"
+	"github.com/holdfast-backup/holdfast/internal/cli"
 	"github.com/holdfast-backup/holdfast/internal/clock"
 	"github.com/holdfast-backup/holdfast/internal/process"
 )
@@ -46,11 +47,11 @@ func (a *app) runCmd() *cobra.Command {
 			}
 			defer client.Close()
 			ag, err := agent.New(agent.Options{Hypervisor: h, Control: client, Dir: data, Host: id.Host, HostName: id.Name,
-				Version: version(), Log: slog.New(slog.NewTextHandler(a.errw, nil))})
+				Version: cli.Version(), Log: slog.New(slog.NewTextHandler(a.errw, nil))})
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(a.out, "ready %s at %s\n", clean(id.Name), id.Server)
+			fmt.Fprintf(a.out, "ready %s at %s\n", cli.Clean(id.Name), id.Server)
 			err = ag.Run(c.Context())
 			if c.Context().Err() != nil && errors.Is(err, context.Canceled) {
 				return nil // asked to stop, and stopped
@@ -69,7 +70,7 @@ func required(c *cobra.Command, names ...string) {
 	c.PreRunE = func(c *cobra.Command, _ []string) error {
 		for _, name := range names {
 			if f := c.Flags().Lookup(name); f == nil || !f.Changed {
-				return usage(c, holdfast.Errorf(holdfast.Invalid, "", "--%s is missing", name).Advise("'%s --help' shows how to use it", c.CommandPath()))
+				return cli.UsageError(c, holdfast.Errorf(holdfast.Invalid, "", "--%s is missing", name).Advise("'%s --help' shows how to use it", c.CommandPath()))
 			}
 		}
 		return nil

@@ -9,10 +9,11 @@ import (
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/agent/vhdx"
+	"github.com/holdfast-backup/holdfast/internal/cli"
 )
 
 func (a *app) vhdxCmd() *cobra.Command {
-	return group("vhdx", "Look at and convert virtual hard disk files", a.vhdxInfoCmd(), a.vhdxCheckCmd(), a.vhdxMapCmd(), a.vhdxConvertCmd())
+	return cli.Group("vhdx", "Look at and convert virtual hard disk files", a.vhdxInfoCmd(), a.vhdxCheckCmd(), a.vhdxMapCmd(), a.vhdxConvertCmd())
 }
 
 // diskInfo is what vhdx info prints.
@@ -47,9 +48,9 @@ func (a *app) vhdxInfoCmd() *cobra.Command {
 			v := diskInfo{i.Format, i.Subformat, i.Size, i.BlockSize, i.LogicalSector, i.PhysicalSector, i.DiskID, i.DataWriteGUID, i.Chain, es.Total()}
 			return a.print(v, func(w io.Writer) {
 				fmt.Fprintf(w, "format\t%s, %s\nsize\t%s (%d)\nmay hold data\t%s\nblock\t%s\nsector\t%d logical, %d physical\ndisk id\t%s\n",
-					i.Format, i.Subformat, sizeText(i.Size), i.Size, sizeText(es.Total()), sizeText(int64(i.BlockSize)), i.LogicalSector, i.PhysicalSector, i.DiskID)
+					i.Format, i.Subformat, cli.Size(i.Size), i.Size, cli.Size(es.Total()), cli.Size(int64(i.BlockSize)), i.LogicalSector, i.PhysicalSector, i.DiskID)
 				for n, f := range i.Chain {
-					fmt.Fprintf(w, "file %d\t%s\n", n, clean(f))
+					fmt.Fprintf(w, "file %d\t%s\n", n, cli.Clean(f))
 				}
 			})
 		},
@@ -68,10 +69,10 @@ func (a *app) vhdxCheckCmd() *cobra.Command {
 			}
 			err = a.print(r, func(w io.Writer) {
 				for _, p := range r.Problems {
-					fmt.Fprintf(w, "problem\t%s\n", clean(p))
+					fmt.Fprintf(w, "problem\t%s\n", cli.Clean(p))
 				}
 				for _, n := range r.Notes {
-					fmt.Fprintf(w, "note\t%s\n", clean(n))
+					fmt.Fprintf(w, "note\t%s\n", cli.Clean(n))
 				}
 				if len(r.Problems) == 0 {
 					fmt.Fprintln(w, "no problem found")

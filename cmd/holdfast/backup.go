@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-backup/holdfast/appliance/api"
+	"github.com/holdfast-backup/holdfast/internal/cli"
 )
 
 func (a *app) backupCmd() *cobra.Command {
@@ -55,19 +56,19 @@ func (a *app) showRun(p *printer, r api.Run) {
 		for _, d := range t.Disks {
 			n.Read, n.Sent, n.Stored = n.Read+d.Read, n.Sent+d.Sent, n.Stored+d.Stored
 		}
-		p.row(t.VM, t.Host, t.State, size(n.Read), size(n.Sent), size(n.Stored), t.Set)
+		p.row(t.VM, t.Host, t.State, cli.Size(n.Read), cli.Size(n.Sent), cli.Size(n.Stored), t.Set)
 	}
 	for _, t := range r.Tasks {
 		for _, d := range t.Disks {
 			if d.Reason != "" && r.Kind == "backup" {
-				p.line("%s: disk %s was read whole: %s", clean(t.VM), clean(d.Name), d.Reason)
+				p.line("%s: disk %s was read whole: %s", cli.Clean(t.VM), cli.Clean(d.Name), d.Reason)
 			}
 		}
 		if t.Note != "" {
-			p.line("%s: %s", clean(t.VM), clean(t.Note))
+			p.line("%s: %s", cli.Clean(t.VM), cli.Clean(t.Note))
 		}
 		if t.Error != nil {
-			p.line("%s: %s", clean(t.VM), clean(t.Error.Message))
+			p.line("%s: %s", cli.Clean(t.VM), cli.Clean(t.Error.Message))
 		}
 	}
 }

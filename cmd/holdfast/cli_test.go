@@ -20,6 +20,7 @@ import (
 	"github.com/holdfast-backup/holdfast/agent/vhdx"
 	"github.com/holdfast-backup/holdfast/appliance"
 	"github.com/holdfast-backup/holdfast/appliance/api"
+	"github.com/holdfast-backup/holdfast/internal/cli"
 )
 
 var update = flag.Bool("update", false, "write golden files")
@@ -118,7 +119,7 @@ func (s *site) call(in string, args ...string) (code int, out, errs string) {
 func (s *site) ok(args ...string) string {
 	s.t.Helper()
 	code, out, errs := s.call("", args...)
-	if code != exitOK {
+	if code != cli.OK {
 		s.t.Fatalf("holdfast %s: exit %d\n%s%s", strings.Join(args, " "), code, out, errs)
 	}
 	return out
@@ -179,9 +180,9 @@ func TestTour(t *testing.T) {
 		{"run", "list"}, {"vm", "list"}, {"host", "list"}, {"pool", "list"}, {"pool", "gc", "main", "--dry-run"}} {
 		s.ok(line...)
 	}
-	s.fails(exitUsage, "for good", "set", "delete", id)
+	s.fails(cli.Usage, "for good", "set", "delete", id)
 	s.ok("set", "delete", id, "--yes")
-	s.fails(exitNotFound, id, "set", "show", id)
+	s.fails(cli.NotFound, id, "set", "show", id)
 	s.ok("pool", "gc", "main")
 	s.ok("set", "verify", sets[1].ID)
 	if left, err := filepath.Glob(s.path("*" + partialSuffix)); err != nil || len(left) > 0 {
@@ -215,23 +216,23 @@ func TestMistakesHaveTheirExitCodes(t *testing.T) {
 		word string
 		args []string
 	}{
-		{exitUsage, "unknown command", []string{"bakcup"}},
-		{exitUsage, "unknown flag", []string{"status", "--fast"}},
-		{exitUsage, "arg", []string{"pool", "show"}},
-		{exitUsage, "pool", []string{"backup", "db"}},
-		{exitNotFound, "nosuch", []string{"pool", "show", "nosuch"}},
-		{exitNotFound, "nosuch", []string{"backup", "nosuch", "--pool", "main"}},
-		{exitNotFound, "nosuch", []string{"host", "delete", "nosuch", "--yes"}},
-		{exitUsage, "turned away", []string{"host", "delete", "hv1"}},
-		{exitNotFound, "no disk 7", []string{"restore", "export", id, "--disk", "7", "--output", s.path("x")}},
-		{exitUsage, "qcow", []string{"restore", "export", id, "--format", "qcow", "--output", s.path("x")}},
-		{exitFailed, "there already", []string{"restore", "export", id, "--output", taken}},
-		{exitUsage, "absolute", []string{"restore", "vm", id, "--host", "hv1", "--to", "relative"}},
-		{exitNotFound, "nosuch", []string{"restore", "vm", id, "--host", "nosuch", "--to", "/x"}},
-		{exitFailed, "already", []string{"pool", "create", "main", "--path", s.path("p2")}},
-		{exitNotFound, "floppy", []string{"pool", "create", "p2", "--kind", "floppy", "--path", s.path("p2")}},
-		{exitUsage, "chunking", []string{"pool", "create", "p2", "--chunking", "coarse", "--path", s.path("p2")}},
-		{exitUsage, "over", []string{"run", "cancel", sets[0].Run}},
+		{cli.Usage, "unknown command", []string{"bakcup"}},
+		{cli.Usage, "unknown flag", []string{"status", "--fast"}},
+		{cli.Usage, "arg", []string{"pool", "show"}},
+		{cli.Usage, "pool", []string{"backup", "db"}},
+		{cli.NotFound, "nosuch", []string{"pool", "show", "nosuch"}},
+		{cli.NotFound, "nosuch", []string{"backup", "nosuch", "--pool", "main"}},
+		{cli.NotFound, "nosuch", []string{"host", "delete", "nosuch", "--yes"}},
+		{cli.Usage, "turned away", []string{"host", "delete", "hv1"}},
+		{cli.NotFound, "no disk 7", []string{"restore", "export", id, "--disk", "7", "--output", s.path("x")}},
+		{cli.Usage, "qcow", []string{"restore", "export", id, "--format", "qcow", "--output", s.path("x")}},
+		{cli.Failed, "there already", []string{"restore", "export", id, "--output", taken}},
+		{cli.Usage, "absolute", []string{"restore", "vm", id, "--host", "hv1", "--to", "relative"}},
+		{cli.NotFound, "nosuch", []string{"restore", "vm", id, "--host", "nosuch", "--to", "/x"}},
+		{cli.Failed, "already", []string{"pool", "create", "main", "--path", s.path("p2")}},
+		{cli.NotFound, "floppy", []string{"pool", "create", "p2", "--kind", "floppy", "--path", s.path("p2")}},
+		{cli.Usage, "chunking", []string{"pool", "create", "p2", "--chunking", "coarse", "--path", s.path("p2")}},
+		{cli.Usage, "over", []string{"run", "cancel", sets[0].Run}},
 	} {
 		t.Run(strings.Join(c.args[:min(len(c.args), 3)], " "), func(t *testing.T) {
 			old := s.t
@@ -244,7 +245,7 @@ func TestMistakesHaveTheirExitCodes(t *testing.T) {
 		t.Errorf("an existing file was touched: %q %v", b, err)
 	}
 	s.data = s.path("elsewhere")
-	s.fails(exitUnreachable, "no daemon", "status")
+	s.fails(cli.Unreachable, "no daemon", "status")
 }
 
 // TestBrokenExportsLeaveNothing damages the pool and exports: the error says so, the exit code too, and no file is left.
@@ -272,15 +273,15 @@ func TestBrokenExportsLeaveNothing(t *testing.T) {
 	for _, format := range []string{"raw", "vhdx"} {
 		out := s.path("broken." + format)
 		code, _, errs := s.call("", "restore", "export", sets[0].ID, "--format", format, "--output", out)
-		if code != exitDamaged {
+		if code != cli.Damaged {
 			t.Errorf("%s: exit %d\n%s", format, code, errs)
 		}
 		if left, err := filepath.Glob(out + "*"); err != nil || len(left) > 0 {
 			t.Errorf("left behind: %v %v", left, err)
 		}
 	}
-	s.fails(exitDamaged, "damaged", "pool", "verify", "main")
-	s.fails(exitDamaged, "damaged", "set", "verify", sets[0].ID)
+	s.fails(cli.Damaged, "damaged", "pool", "verify", "main")
+	s.fails(cli.Damaged, "damaged", "set", "verify", sets[0].ID)
 }
 
 func errorsJoin(a, b error) error {
@@ -306,7 +307,7 @@ func TestDeleteAsksOnATerminalOnly(t *testing.T) {
 	var sets []api.Set
 	s.json(&sets, "set", "list")
 	// What stands on standard input does not count where it is no terminal.
-	if code, _, _ := s.call("yes\n", "set", "delete", sets[0].ID); code != exitUsage {
+	if code, _, _ := s.call("yes\n", "set", "delete", sets[0].ID); code != cli.Usage {
 		t.Errorf("exit %d", code)
 	}
 	s.ok("set", "show", sets[0].ID)
@@ -394,7 +395,7 @@ func TestProgressIsDrawnForPeople(t *testing.T) {
 
 func TestSizesAndSpans(t *testing.T) {
 	for n, want := range map[int64]string{0: "0 B", 1023: "1023 B", 1024: "1.00 KiB", 1536: "1.50 KiB", 64 << 20: "64.0 MiB", 3 << 40: "3.00 TiB"} {
-		if got := size(n); got != want {
+		if got := cli.Size(n); got != want {
 			t.Errorf("%d: %q, want %q", n, got, want)
 		}
 	}

@@ -7,10 +7,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-backup/holdfast/appliance/api"
+	"github.com/holdfast-backup/holdfast/internal/cli"
 )
 
 func (a *app) hostCmd() *cobra.Command {
-	return group("host", "Hosts whose agents back up to this appliance", a.hostEnroll(), a.hostList(), a.hostDelete())
+	return cli.Group("host", "Hosts whose agents back up to this appliance", a.hostEnroll(), a.hostList(), a.hostDelete())
 }
 
 func (a *app) hostEnroll() *cobra.Command {
@@ -20,7 +21,7 @@ func (a *app) hostEnroll() *cobra.Command {
 			return err
 		}
 		return a.print(k, func(p *printer) {
-			p.line("Access key for %s, good once, until %s:\n\n%s\n", clean(k.Name), k.Expires.Local().Format("2006-01-02 15:04"), k.Key)
+			p.line("Access key for %s, good once, until %s:\n\n%s\n", cli.Clean(k.Name), k.Expires.Local().Format("2006-01-02 15:04"), k.Key)
 			p.line("On the host:\n  holdfast-agent enroll --data DIR --server %s --key KEY", k.Server)
 		})
 	}}
@@ -56,14 +57,14 @@ func (a *app) hostDelete() *cobra.Command {
 		if err := a.call(c.Context(), "DELETE", "/v1/hosts/"+url.PathEscape(args[0]), nil, &h); err != nil {
 			return err
 		}
-		return a.print(h, func(p *printer) { p.line("Host %s is removed.", clean(h.Name)) })
+		return a.print(h, func(p *printer) { p.line("Host %s is removed.", cli.Clean(h.Name)) })
 	}}
 	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	return c
 }
 
 func (a *app) vmCmd() *cobra.Command {
-	return group("vm", "Virtual machines", &cobra.Command{Use: "list", Short: "List virtual machines", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+	return cli.Group("vm", "Virtual machines", &cobra.Command{Use: "list", Short: "List virtual machines", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
 		var vms []api.VM
 		if err := a.call(c.Context(), "GET", "/v1/vms", nil, &vms); err != nil {
 			return err
@@ -75,7 +76,7 @@ func (a *app) vmCmd() *cobra.Command {
 			}
 			p.row("NAME", "HOST", "STATE", "DISKS", "SIZE", "ID")
 			for _, v := range vms {
-				p.row(v.Name, v.Host, v.State, len(v.Disks), size(v.Size), v.ID)
+				p.row(v.Name, v.Host, v.State, len(v.Disks), cli.Size(v.Size), v.ID)
 				for _, s := range v.Skipped {
 					p.row("", "not backed up:", s)
 				}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/holdfast-backup/holdfast"
+	"github.com/holdfast-backup/holdfast/internal/cli"
 	"github.com/holdfast-backup/holdfast/internal/clock"
 )
 
@@ -43,7 +44,7 @@ type printer struct {
 func (p *printer) row(cols ...any) {
 	text := make([]string, len(cols))
 	for i, c := range cols {
-		text[i] = clean(fmt.Sprint(c))
+		text[i] = cli.Clean(fmt.Sprint(c))
 	}
 	p.line("%s", strings.TrimRight(strings.Join(text, "\t"), "\t"))
 }
@@ -53,32 +54,6 @@ func (p *printer) line(format string, args ...any) {
 	if p.err == nil {
 		_, p.err = fmt.Fprintf(p.tw, format+"\n", args...)
 	}
-}
-
-// clean keeps names that came from elsewhere from playing with the terminal.
-func clean(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || (r >= 0x7f && r < 0xa0) {
-			return '?'
-		}
-		return r
-	}, s)
-}
-
-// size shows bytes in IEC units.
-func size(n int64) string {
-	const units = "KMGTPE"
-	if n < 1024 && n > -1024 {
-		return fmt.Sprintf("%d B", n)
-	}
-	v, u := float64(n), -1
-	for ; v >= 1024 || v <= -1024; u++ {
-		v /= 1024
-	}
-	if v < 10 {
-		return fmt.Sprintf("%.2f %ciB", v, units[u])
-	}
-	return fmt.Sprintf("%.1f %ciB", v, units[u])
 }
 
 // when shows a time in the local zone and how long ago it was.
@@ -118,12 +93,12 @@ func (a *app) confirm(yes bool, loss string) error {
 		return nil
 	}
 	if !terminal(a.in) {
-		return &exitError{exitUsage, holdfast.Errorf(holdfast.Invalid, "", "%s", loss).Advise("if that is what you want, repeat the command with --yes")}
+		return &cli.ExitError{Code: cli.Usage, Err: holdfast.Errorf(holdfast.Invalid, "", "%s", loss).Advise("if that is what you want, repeat the command with --yes")}
 	}
 	fmt.Fprintf(a.errw, "%s\nType yes to go on: ", loss)
 	line, err := bufio.NewReader(a.in).ReadString('\n')
 	if err != nil || strings.TrimSpace(line) != "yes" {
-		return &exitError{exitFailed, holdfast.Errorf(holdfast.Cancelled, "", "nothing was changed")}
+		return &cli.ExitError{Code: cli.Failed, Err: holdfast.Errorf(holdfast.Cancelled, "", "nothing was changed")}
 	}
 	return nil
 }

@@ -9,10 +9,11 @@ import (
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/appliance/api"
+	"github.com/holdfast-backup/holdfast/internal/cli"
 )
 
 func (a *app) poolCmd() *cobra.Command {
-	return group("pool", "Storage pools", a.poolMake("create"), a.poolMake("import"), a.poolList(), a.poolShow(), a.poolVerify(), a.poolGC())
+	return cli.Group("pool", "Storage pools", a.poolMake("create"), a.poolMake("import"), a.poolList(), a.poolShow(), a.poolVerify(), a.poolGC())
 }
 
 // poolMake is create, and import, which takes over what is there.
@@ -33,12 +34,12 @@ func (a *app) poolMake(verb string) *cobra.Command {
 			return err
 		}
 		return a.print(x, func(p *printer) {
-			p.line("Pool %s %s.", clean(x.Name), done)
+			p.line("Pool %s %s.", cli.Clean(x.Name), done)
 			if verb == "import" {
 				p.line("next: holdfast catalog rebuild")
 				return
 			}
-			p.line("next: holdfast host enroll NAME, then holdfast backup VM --pool %s", clean(x.Name))
+			p.line("next: holdfast host enroll NAME, then holdfast backup VM --pool %s", cli.Clean(x.Name))
 		})
 	}}
 	c.Flags().StringVar(&s.Kind, "kind", "dedup", "kind of pool")
@@ -67,7 +68,7 @@ func (a *app) poolList() *cobra.Command {
 					p.row(x.Name, x.Kind, x.State, "", "", "", "", x.Error)
 					continue
 				}
-				p.row(x.Name, x.Kind, x.State, x.Usage.Sets, size(x.Usage.Logical), size(x.Usage.Stored), ratio(x.Ratio), size(x.Usage.Free))
+				p.row(x.Name, x.Kind, x.State, x.Usage.Sets, cli.Size(x.Usage.Logical), cli.Size(x.Usage.Stored), ratio(x.Ratio), cli.Size(x.Usage.Free))
 			}
 		})
 	}}
@@ -77,7 +78,7 @@ func poolLine(x api.Pool) string {
 	if x.Usage == nil {
 		return x.State + ", " + x.Error
 	}
-	return fmt.Sprintf("%s, %s, %s stored for %s (%s), %s free", x.State, plural(x.Usage.Sets, "set"), size(x.Usage.Stored), size(x.Usage.Logical), ratio(x.Ratio), size(x.Usage.Free))
+	return fmt.Sprintf("%s, %s, %s stored for %s (%s), %s free", x.State, plural(x.Usage.Sets, "set"), cli.Size(x.Usage.Stored), cli.Size(x.Usage.Logical), ratio(x.Ratio), cli.Size(x.Usage.Free))
 }
 
 func ratio(r float64) string {
@@ -103,11 +104,11 @@ func (a *app) poolShow() *cobra.Command {
 			p.row("created", when(x.Created))
 			if u := x.Usage; u != nil {
 				p.row("sets", u.Sets)
-				p.row("logical", size(u.Logical))
-				p.row("unique data", size(u.Data), plural(int(u.Chunks), "chunk"))
-				p.row("stored", size(u.Stored), ratio(x.Ratio))
-				p.row("reclaimable", size(u.Reclaimable))
-				p.row("free", size(u.Free), "of "+size(u.Size))
+				p.row("logical", cli.Size(u.Logical))
+				p.row("unique data", cli.Size(u.Data), plural(int(u.Chunks), "chunk"))
+				p.row("stored", cli.Size(u.Stored), ratio(x.Ratio))
+				p.row("reclaimable", cli.Size(u.Reclaimable))
+				p.row("free", cli.Size(u.Free), "of "+cli.Size(u.Size))
 			}
 		})
 	}}
@@ -126,7 +127,7 @@ func (a *app) verify(c *cobra.Command, path, what string) error {
 		return err
 	}
 	err := a.print(r, func(p *printer) {
-		p.line("%s, %s, %s read.", plural(r.Sets, "set"), plural(int(r.Chunks), "chunk"), size(r.Bytes))
+		p.line("%s, %s, %s read.", plural(r.Sets, "set"), plural(int(r.Chunks), "chunk"), cli.Size(r.Bytes))
 		for _, d := range r.Damaged {
 			p.row("DAMAGED", d.Where, d.VM, d.Disk, d.Set, d.Text)
 		}
@@ -157,8 +158,8 @@ func (a *app) poolGC() *cobra.Command {
 			if dry {
 				verb = "would be given back"
 			}
-			p.line("%s %s: %s removed, %s rewritten (%s copied); %s waits for readers or a later run.", size(r.Freed), verb,
-				plural(r.Removed, "container"), plural(r.Rewritten, "container"), size(r.Copied), size(r.Pending))
+			p.line("%s %s: %s removed, %s rewritten (%s copied); %s waits for readers or a later run.", cli.Size(r.Freed), verb,
+				plural(r.Removed, "container"), plural(r.Rewritten, "container"), cli.Size(r.Copied), cli.Size(r.Pending))
 			p.line("%d chunks are in use, %d were not.", r.ChunksLive, r.ChunksDead)
 		})
 	}}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/appliance/api"
+	"github.com/holdfast-backup/holdfast/internal/cli"
 	"github.com/holdfast-backup/holdfast/internal/clock"
 )
 
@@ -62,15 +63,15 @@ func runError(r api.Run) error {
 		first = r.Error
 	}
 	if first == nil {
-		first = &api.Failure{Code: api.CodeOf(holdfast.Internal), Message: "the run ended as " + r.State}
+		first = &api.Failure{Code: holdfast.Internal.Code(), Message: "the run ended as " + r.State}
 	}
 	switch r.State {
 	case api.StateDone:
 		return nil
 	case api.StatePartial:
-		return &exitError{exitPartial, &holdfast.Error{Kind: api.KindOf(first.Code), Hint: first.Hint, Err: fmt.Errorf("some virtual machines failed: %s", first.Message)}}
+		return &cli.ExitError{Code: cli.Partial, Err: &holdfast.Error{Kind: holdfast.KindOfCode(first.Code), Hint: first.Hint, Err: fmt.Errorf("some virtual machines failed: %s", first.Message)}}
 	case api.StateCancelled:
-		return &exitError{exitFailed, holdfast.Errorf(holdfast.Cancelled, "", "run %s was cancelled", r.ID)}
+		return &cli.ExitError{Code: cli.Failed, Err: holdfast.Errorf(holdfast.Cancelled, "", "run %s was cancelled", r.ID)}
 	}
 	return first.Err()
 }
@@ -147,7 +148,7 @@ func (v *view) show(r api.Run) {
 func (v *view) render(now time.Time, r api.Run) []string {
 	var lines []string
 	for _, t := range r.Tasks {
-		head := fmt.Sprintf("%s on %s: %s", clean(t.VM), clean(t.Host), t.State)
+		head := fmt.Sprintf("%s on %s: %s", cli.Clean(t.VM), cli.Clean(t.Host), t.State)
 		if t.Phase != "" && !api.Final(t.State) {
 			head += ", " + t.Phase
 		}
@@ -167,16 +168,16 @@ func (v *view) render(now time.Time, r api.Run) []string {
 }
 
 func (v *view) disk(d api.Progress, rate float64) string {
-	name := clean(d.Name)
+	name := cli.Clean(d.Name)
 	if d.Total <= 0 {
-		return fmt.Sprintf("%s  %s  %s/s", name, size(d.Done), size(int64(rate)))
+		return fmt.Sprintf("%s  %s  %s/s", name, cli.Size(d.Done), cli.Size(int64(rate)))
 	}
 	part := min(float64(d.Done)/float64(d.Total), 1)
 	eta := ""
 	if left := d.Total - d.Done; left > 0 && rate > 1 {
 		eta = "  ETA " + span(time.Duration(float64(left)/rate*float64(time.Second)))
 	}
-	return fmt.Sprintf("%s  %s %3.0f%%  %s of %s  %s/s  sent %s%s", name, v.bar(part), part*100, size(d.Done), size(d.Total), size(int64(rate)), size(d.Sent), eta)
+	return fmt.Sprintf("%s  %s %3.0f%%  %s of %s  %s/s  sent %s%s", name, v.bar(part), part*100, cli.Size(d.Done), cli.Size(d.Total), cli.Size(int64(rate)), cli.Size(d.Sent), eta)
 }
 
 func (v *view) bar(part float64) string {

@@ -16,11 +16,12 @@ import (
 	"github.com/holdfast-backup/holdfast/agent/vhdx"
 	"github.com/holdfast-backup/holdfast/appliance/api"
 	"github.com/holdfast-backup/holdfast/ingest/wire"
+	"github.com/holdfast-backup/holdfast/internal/cli"
 	"github.com/holdfast-backup/holdfast/internal/clock"
 )
 
 func (a *app) restoreCmd() *cobra.Command {
-	return group("restore", "Bring virtual machines and disks back", a.restoreVM(), a.restoreExport())
+	return cli.Group("restore", "Bring virtual machines and disks back", a.restoreVM(), a.restoreExport())
 }
 
 func (a *app) restoreVM() *cobra.Command {
@@ -61,7 +62,7 @@ func (a *app) restoreExport() *cobra.Command {
 				return err
 			}
 			return a.print(r, func(p *printer) {
-				p.line("Disk %d (%s, %s) is in %s; %s of data, every byte checked.", r.Disk, clean(r.Name), size(r.Size), r.Output, size(r.Written))
+				p.line("Disk %d (%s, %s) is in %s; %s of data, every byte checked.", r.Disk, cli.Clean(r.Name), cli.Size(r.Size), r.Output, cli.Size(r.Written))
 			})
 		},
 	}

@@ -7,10 +7,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-backup/holdfast/appliance/api"
+	"github.com/holdfast-backup/holdfast/internal/cli"
 )
 
 func (a *app) runCmd() *cobra.Command {
-	return group("run", "Runs: executions of backups and restores", a.runList(), a.runShow(), a.runCancel())
+	return cli.Group("run", "Runs: executions of backups and restores", a.runList(), a.runShow(), a.runCancel())
 }
 
 func (a *app) runList() *cobra.Command {
@@ -74,7 +75,7 @@ func (a *app) runCancel() *cobra.Command {
 }
 
 func (a *app) catalogCmd() *cobra.Command {
-	return group("catalog", "What the appliance remembers", &cobra.Command{
+	return cli.Group("catalog", "What the appliance remembers", &cobra.Command{
 		Use: "rebuild", Short: "Rebuild the catalog from the pools, which are the truth", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			var r api.Rebuilt

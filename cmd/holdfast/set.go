@@ -8,10 +8,11 @@ import (
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/appliance/api"
+	"github.com/holdfast-backup/holdfast/internal/cli"
 )
 
 func (a *app) setCmd() *cobra.Command {
-	return group("set", "Backup sets: virtual machines at points in time", a.setList(), a.setShow(), a.setVerify(), a.setDelete())
+	return cli.Group("set", "Backup sets: virtual machines at points in time", a.setList(), a.setShow(), a.setVerify(), a.setDelete())
 }
 
 func (a *app) setList() *cobra.Command {
@@ -29,7 +30,7 @@ func (a *app) setList() *cobra.Command {
 			}
 			p.row("SET", "VM", "POINT IN TIME", "KIND", "LOGICAL", "READ", "SENT", "STORED", "POOL")
 			for _, s := range sets {
-				p.row(s.ID, s.VM, when(s.Time), s.Kind, size(s.Logical), size(s.Read), size(s.Sent), size(s.Stored), s.Pool)
+				p.row(s.ID, s.VM, when(s.Time), s.Kind, cli.Size(s.Logical), cli.Size(s.Read), cli.Size(s.Sent), cli.Size(s.Stored), s.Pool)
 			}
 		})
 	}}
@@ -58,13 +59,13 @@ func (a *app) setShow() *cobra.Command {
 			p.row("point in time", when(s.Time))
 			p.row("kind", s.Kind, s.Parent)
 			p.row("consistency", s.Consistency, s.Note)
-			p.row("read", size(s.Read), "of "+size(s.Logical))
-			p.row("sent", size(s.Sent))
-			p.row("stored", size(s.Stored))
+			p.row("read", cli.Size(s.Read), "of "+cli.Size(s.Logical))
+			p.row("sent", cli.Size(s.Sent))
+			p.row("stored", cli.Size(s.Stored))
 			p.line("")
 			p.row("DISK", "NAME", "SIZE", "READ", "SENT", "STORED", "READ WHOLE BECAUSE")
 			for i, d := range s.Disks {
-				p.row(i, d.Name, size(d.Size), size(d.Read), size(d.Sent), size(d.Stored), d.Reason)
+				p.row(i, d.Name, cli.Size(d.Size), cli.Size(d.Read), cli.Size(d.Sent), cli.Size(d.Stored), d.Reason)
 			}
 		})
 	}}
@@ -84,7 +85,7 @@ func (a *app) setDelete() *cobra.Command {
 			return err
 		}
 		loss := fmt.Sprintf("This deletes the point in time %s of %s (%s, %s) for good. Other points in time are not affected.",
-			s.Time.Local().Format("2006-01-02 15:04:05"), clean(s.VM), plural(len(s.Disks), "disk"), size(s.Logical))
+			s.Time.Local().Format("2006-01-02 15:04:05"), cli.Clean(s.VM), plural(len(s.Disks), "disk"), cli.Size(s.Logical))
 		if err := a.confirm(yes, loss); err != nil {
 			return err
 		}
@@ -92,7 +93,7 @@ func (a *app) setDelete() *cobra.Command {
 			return err
 		}
 		return a.print(s, func(p *printer) {
-			p.line("Set %s is deleted. Its space comes back with: holdfast pool gc %s", s.ID, clean(s.Pool))
+			p.line("Set %s is deleted. Its space comes back with: holdfast pool gc %s", s.ID, cli.Clean(s.Pool))
 		})
 	}}
 	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
@@ -104,6 +105,6 @@ func rebuildError(r api.Rebuilt) error {
 	if len(r.Errors) == 0 {
 		return nil
 	}
-	return &exitError{exitPartial, holdfast.Errorf(holdfast.Corrupt, "rebuild catalog", "%s could not be read", plural(len(r.Errors), "thing")).
+	return &cli.ExitError{Code: cli.Partial, Err: holdfast.Errorf(holdfast.Corrupt, "rebuild catalog", "%s could not be read", plural(len(r.Errors), "thing")).
 		Advise("'holdfast pool verify NAME' says what is damaged")}
 }

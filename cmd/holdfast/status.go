@@ -10,6 +10,7 @@ import (
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/appliance/api"
+	"github.com/holdfast-backup/holdfast/internal/cli"
 )
 
 func (a *app) statusCmd() *cobra.Command {
@@ -71,7 +72,7 @@ func (a *app) eventsCmd() *cobra.Command {
 			if err := json.Unmarshal([]byte(data), &e); err != nil {
 				return holdfast.Errorf(holdfast.Internal, "read event", "%w", err)
 			}
-			fmt.Fprintf(a.out, "%s  %-7s  %s  %s\n", e.Time, e.Severity, e.Type, clean(e.Text))
+			fmt.Fprintf(a.out, "%s  %-7s  %s  %s\n", e.Time, e.Severity, e.Type, cli.Clean(e.Text))
 		}
 		if c.Context().Err() != nil {
 			return nil // interrupted is how it ends

@@ -11,42 +11,24 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/appliance"
+	"github.com/holdfast-backup/holdfast/internal/cli"
 	"github.com/holdfast-backup/holdfast/internal/process"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := command().ExecuteContext(ctx); err != nil {
-		fmt.Fprintf(os.Stderr, "error: %s\n", err)
-		if hint := holdfast.HintOf(err); hint != "" {
-			fmt.Fprintf(os.Stderr, "  %s\n", hint)
-		}
-		os.Exit(exitCode(err))
-	}
-}
-
-func exitCode(err error) int {
-	switch holdfast.KindOf(err) {
-	case holdfast.Invalid:
-		return 2
-	case holdfast.Busy:
-		return 6
-	case holdfast.Corrupt:
-		return 7
-	}
-	return 1
+	os.Exit(cli.Report(os.Stderr, "holdfastd", false, command().ExecuteContext(ctx)))
 }
 
 func command() *cobra.Command {
-	c := appliance.Config{Version: version()}
+	c := appliance.Config{Version: cli.Version()}
 	var logFormat string
 	cmd := &cobra.Command{
 		Use:           "holdfastd --data DIR",
@@ -100,11 +82,4 @@ func serve(ctx context.Context, c appliance.Config) (err error) {
 	<-ctx.Done()
 	c.Log.Info("stopping")
 	return d.Close()
-}
-
-func version() string {
-	if b, ok := debug.ReadBuildInfo(); ok && b.Main.Version != "" {
-		return b.Main.Version
-	}
-	return "development"
 }
