@@ -25,8 +25,8 @@ var floors = [][]string{
 	{"fsys", "nbd", "internal/cli", "internal/process", "ingest/wire", "ingest/chunk", "agent/hv", "agent/vhdx", "pools/seal"},
 	{"kv", "ingest/wire/netem", "pools/blob", "pools/container", "agent/restore", "agent/transport"},
 	{"pools", "pools/blob/dirstore", "pools/blob/s3store", "pools/blob/s3store/s3test", "pools/blob/blobtest", "pools/parity", "catalog", "agent/lab"},
-	{"pools/memory", "pools/dedup", "pools/standard", "pools/object", "pools/pooltest", "agent", "appliance/schedule", "appliance/retain", "appliance/notify"},
-	{"ingest"},
+	{"pools/memory", "pools/dedup", "pools/standard", "pools/pooltest", "agent", "appliance/schedule", "appliance/retain", "appliance/notify"},
+	{"ingest", "pools/object"}, // an object pool is a dedup pool over a bucket
 	{"appliance/auth", "appliance/job"},
 	{"appliance/api"},
 	{"appliance"},
