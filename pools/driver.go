@@ -18,6 +18,28 @@ type Driver struct {
 	Create func(ctx context.Context, env Env, id holdfast.PoolID, config json.RawMessage) error
 	// Open opens a pool made by Create. It refuses a pool that another process has open (Busy) and one of another id (Invalid).
 	Open func(ctx context.Context, env Env, id holdfast.PoolID, config json.RawMessage) (Pool, error)
+	// Identify reads the id of the pool at the place that config names. It opens nothing, takes no lock and changes nothing: another
+	// process may have the pool open. NotExist if there is no pool, Unsupported if it is of another kind or a newer format.
+	Identify func(ctx context.Context, env Env, config json.RawMessage) (holdfast.PoolID, error)
+	// Redact returns config as it may be shown: secrets are "***". It accepts any bytes. Nil: nothing in a config is secret.
+	Redact func(config json.RawMessage) json.RawMessage
+	// Destroy removes a closed pool from its place, with every set that is left in it; what the driver did not write stays. It refuses a
+	// pool of another id (Invalid) and one that is open (Busy). A crash in between leaves a place where Destroy can be called again.
+	// Nil: the kind cannot do it.
+	Destroy func(ctx context.Context, env Env, id holdfast.PoolID, config json.RawMessage) error
+	// Scratch returns the config of a place beside the pool's own, on the same medium, where a pool for trying things can be made and
+	// destroyed; name has lower-case letters, digits and dashes. Nil: the kind has no such place.
+	Scratch func(config json.RawMessage, name string) (json.RawMessage, error)
+	// ReplacePath returns config with one path, or other target, called by another name: to where what was at the old one was moved, or
+	// where a pool that is a PathRebuilder is to rebuild it. Nil: the kind has one place only.
+	ReplacePath func(config json.RawMessage, from, to string) (json.RawMessage, error)
+}
+
+// A PathRebuilder is a pool that keeps redundancy over several paths: it fills a new, empty one with what was on another, which may be
+// lost, while the pool is in use. It is found by type assertion, as the optional interfaces of a Pool are.
+type PathRebuilder interface {
+	// RebuildPath puts the place to in the stead of from and returns when it holds everything; both are named as in the config. It may be cut off and called again.
+	RebuildPath(ctx context.Context, from, to string, progress func(done, all int64)) error
 }
 
 // Env is what a driver gets from the house. Drivers read neither the environment nor the wall clock themselves.
