@@ -21,12 +21,13 @@ const (
 	VerbExists
 	VerbRemove
 	VerbUsage
+	VerbOther // what belongs to no object's bytes: settings, retention
 	verbs
 )
 
 // String returns the verb as it is shown: "create".
 func (v Verb) String() string {
-	return [...]string{"create", "write", "commit", "open", "read", "list", "exists", "remove", "usage", "?"}[min(v, verbs)]
+	return [...]string{"create", "write", "commit", "open", "read", "list", "exists", "remove", "usage", "other", "?"}[min(v, verbs)]
 }
 
 // A Count says how often something was asked for, how often that failed, and how many bytes went.
