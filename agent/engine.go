@@ -7,6 +7,7 @@ import (
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/ingest/chunk"
+	"github.com/holdfast-backup/holdfast/internal/direct"
 )
 
 // Memory of the hot path, whatever the number of VMs and disks: maxSlabs slabs, two slots for each worker, and beyond that one group
@@ -144,7 +145,7 @@ func (e *engine) slab(ctx context.Context) (*slab, error) {
 	select {
 	case s := <-e.slabs:
 		if s == nil {
-			s = &slab{buf: make([]byte, carryRoom+slabBytes), ready: make(chan struct{}, 1)}
+			s = &slab{buf: direct.Buffer(carryRoom + slabBytes), ready: make(chan struct{}, 1)}
 		}
 		s.end, s.runs, s.pieces, s.chunks, s.batch = carryRoom, s.runs[:0], s.pieces[:0], 0, 0
 		return s, nil

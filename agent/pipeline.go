@@ -165,7 +165,7 @@ func (p *pipeline) readAt(ctx context.Context, b []byte, off int64) error {
 	if err := waitFor(ctx, p.reads, len(b)); err != nil {
 		return err
 	}
-	n, err := p.src.ReadAt(b, off)
+	n, err := readParts(p.src, b, off)
 	if n < len(b) {
 		if err == nil || errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF
@@ -174,6 +174,33 @@ func (p *pipeline) readAt(ctx context.Context, b []byte, off int64) error {
 	}
 	p.meter.AddRead(int64(n))
 	return nil
+}
+
+// readPart is the least that is read by a request of its own: several at once keep a disk busier than one.
+const readPart = 1 << 20
+
+// readParts is r.ReadAt by several requests at once. n counts the bytes before the first that are missing.
+func readParts(r io.ReaderAt, b []byte, off int64) (n int, err error) {
+	parts := (len(b) + readPart - 1) / readPart
+	if parts <= 1 {
+		return r.ReadAt(b, off)
+	}
+	got, errs := make([]int, parts), make([]error, parts)
+	var wg sync.WaitGroup
+	for i := range parts {
+		wg.Go(func() {
+			at := i * readPart
+			got[i], errs[i] = r.ReadAt(b[at:min(at+readPart, len(b))], off+int64(at))
+		})
+	}
+	wg.Wait()
+	for i := range parts {
+		n += got[i]
+		if got[i] < min(readPart, len(b)-i*readPart) {
+			return n, errs[i]
+		}
+	}
+	return n, nil
 }
 
 // cutAll divides slabs into pieces and hands them to the workers. What is undecided at a slab's end is carried to the next, so

@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"github.com/holdfast-backup/holdfast"
+	"github.com/holdfast-backup/holdfast/internal/direct"
 )
 
 // openMode says what a file is opened for.
@@ -58,25 +59,49 @@ func (osFS) Open(path string, mode openMode) (file, error) {
 	if err != nil {
 		return nil, err
 	}
-	return osFile{f, mode != modeRead}, nil
+	o := osFile{File: f, locked: mode != modeRead}
+	if mode != modeWrite { // a live disk's writer and its readers in other programs share the cache
+		o.d = direct.New(f, mode == modeCreate)
+	}
+	return o, nil
 }
 
 func (osFS) Remove(path string) error { return os.Remove(path) }
 
 func (osFS) SyncDir(dir string) error { return syncDir(dir) }
 
+// osFile moves large aligned pieces past the page cache where d is set.
 type osFile struct {
 	*os.File
 	locked bool
+	d      *direct.File // nil: never
+}
+
+func (f osFile) ReadAt(p []byte, off int64) (int, error) {
+	if f.d == nil {
+		return f.File.ReadAt(p, off)
+	}
+	return f.d.ReadAt(p, off)
+}
+
+func (f osFile) WriteAt(p []byte, off int64) (int, error) {
+	if f.d == nil {
+		return f.File.WriteAt(p, off)
+	}
+	return f.d.WriteAt(p, off)
 }
 
 // Close gives the lock back before the file: a child process being started just now holds a copy of the descriptor until its
 // exec, and with it the lock.
 func (f osFile) Close() error {
-	if f.locked {
-		return errors.Join(unlockOS(f.File), f.File.Close())
+	var err error
+	if f.d != nil {
+		err = f.d.Close()
 	}
-	return f.File.Close()
+	if f.locked {
+		err = errors.Join(err, unlockOS(f.File))
+	}
+	return errors.Join(err, f.File.Close())
 }
 
 func (f osFile) Size() (int64, error) {
