@@ -20,7 +20,12 @@ type Config struct {
 // Driver returns the driver of dedup pools in folders.
 func Driver() pools.Driver {
 	return pools.Driver{
-		Kind: poolKind,
+		Kind:     poolKind,
+		Identify: identify,
+		Destroy:  destroy,
+		Scratch:  scratch,
+
+		ReplacePath: replacePath,
 		Create: func(ctx context.Context, env pools.Env, id holdfast.PoolID, config json.RawMessage) error {
 			c, err := readConfig(config)
 			if err != nil {
@@ -112,7 +117,7 @@ func OpenOn(ctx context.Context, env pools.Env, fs fsys.FS, id holdfast.PoolID) 
 	if _, err := readSuperblock(ctx, look, poolKind); err != nil {
 		return nil, err // before a lock is made in a folder that is no pool
 	}
-	lock, err := fs.Lock("lock")
+	lock, err := fs.Lock(lockName)
 	if err != nil {
 		return nil, classify("open pool", err)
 	}

@@ -33,7 +33,11 @@ type PathConfig struct {
 // Driver returns the driver of standard pools in folders.
 func Driver() pools.Driver {
 	return pools.Driver{
-		Kind: Kind,
+		Kind:        Kind,
+		Identify:    identify,
+		Destroy:     destroy,
+		Scratch:     scratch,
+		ReplacePath: replacePath,
 		Create: func(ctx context.Context, env pools.Env, id holdfast.PoolID, config json.RawMessage) error {
 			c, err := readConfig(config)
 			if err != nil {
