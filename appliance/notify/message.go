@@ -85,7 +85,7 @@ func (m *Message) details() string {
 	b.WriteString("\n\n")
 	line := func(name, value string) {
 		if value != "" {
-			fmt.Fprintf(&b, "%-10s %s\n", name+":", value)
+			fmt.Fprintf(&b, "%-10s %s\n", name+":", strings.Join(strings.Fields(value), " "))
 		}
 	}
 	line("time", m.Time.Format(time.RFC3339))

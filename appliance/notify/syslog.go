@@ -118,7 +118,7 @@ func (s *Syslog) format(m *Message) []byte {
 	}
 	b.WriteString("] \xEF\xBB\xBF") // what follows is UTF-8
 	b.WriteString(strings.Map(dropControl, strings.ReplaceAll(m.Title, "\n", " ")))
-	if text := strings.TrimSpace(m.Text); text != "" && !strings.HasSuffix(m.Title, text) {
+	if text := strings.TrimSpace(m.Text); text != "" && !strings.HasSuffix(m.Title, oneLine(text)) {
 		b.WriteString(" | " + strings.Map(dropControl, strings.ReplaceAll(text, "\n", " | ")))
 	}
 	return []byte(clipText(b.String(), maxSyslog-len("…")))

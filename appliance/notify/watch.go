@@ -107,7 +107,7 @@ func Stale(vms []VM, now time.Time) []holdfast.Event {
 		case v.Good.After(now.Add(clockSlack)):
 			e.Text = fmt.Sprintf("the newest point of VM %s is from the future, %s: check the clock", v.Name, v.Good.Format("2006-01-02 15:04 MST"))
 		case now.Sub(from) <= v.Within:
-			e.Text = "VM " + v.Name + " has a recent point"
+			e.Text = "VM " + v.Name + " is backed up in time"
 			out = append(out, Clear(e, key))
 			continue
 		case v.Good.IsZero():

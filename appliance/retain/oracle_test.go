@@ -36,8 +36,24 @@ func count(of []Point, ok func(Point) bool) (n int) {
 	return n
 }
 
+type bucketKey struct {
+	kind, zone string
+	at         int64
+}
+
+var bucketNames = map[bucketKey]string{} // formatting takes most of the oracle's time
+
 func oracleBucket(kind string, t time.Time, z *time.Location) string {
-	l := t.In(z)
+	key := bucketKey{kind, z.String(), t.UnixNano()}
+	name, ok := bucketNames[key]
+	if !ok {
+		name = bucketName(kind, t.In(z))
+		bucketNames[key] = name
+	}
+	return name
+}
+
+func bucketName(kind string, l time.Time) string {
 	switch kind {
 	case "hourly":
 		return l.Format("2006-01-02 15 -07:00:00")
