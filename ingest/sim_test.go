@@ -28,6 +28,7 @@ type sim struct {
 	pool    *dedup.Pool
 	vms     []simVM
 	step    int
+	steady  bool // no backup is given up in the middle, none repeats old content
 	content uint64 // counts contents, so that no two are alike unless they are meant to be
 
 	mu sync.Mutex // guards the model; a power cut is looked at in whatever goroutine syncs
@@ -150,7 +151,7 @@ func (s *sim) snapshot() simModel {
 // fill writes content that no one has seen, or content seen before.
 func (s *sim) fill(p []byte) {
 	seed := s.content
-	if s.rng.IntN(4) == 0 && seed > 0 {
+	if s.rng.IntN(4) == 0 && seed > 0 && !s.steady {
 		seed = s.rng.Uint64N(seed)
 	} else {
 		s.content++
@@ -204,7 +205,7 @@ func (s *sim) backup(ctx context.Context) error {
 		_ = session.Abort(ctx)
 		return err
 	}
-	if s.rng.IntN(10) == 0 {
+	if s.rng.IntN(10) == 0 && !s.steady {
 		return session.Abort(ctx)
 	}
 	s.model(func(m *simModel) { m.coming = x })
@@ -214,10 +215,12 @@ func (s *sim) backup(ctx context.Context) error {
 			m.sets[x.id], m.coming = x, nil
 		}
 	})
-	if err == nil {
-		vm.last = x.id
+	if err != nil {
+		_ = session.Abort(ctx) // as the server does
+		return err
 	}
-	return err
+	vm.last = x.id
+	return nil
 }
 
 // write puts the changed blocks.
