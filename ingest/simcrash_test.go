@@ -33,11 +33,11 @@ type crashPoint struct {
 
 // crashPoints are the numbered steps of commit, delete, collect and recovery; docs/design/0003-gc.md and docs/architecture.md tell them.
 var crashPoints = []crashPoint{
-	{"commit 0: generation of container ids", "backup", "sync", "pool/staging/OWNER.tmp", -1},
-	{"commit 1a: container written, not synced", "backup", "sync", "pool/staging/containers-*", -1},
+	{"commit 0: generation of container ids", "backup", "sync", "pool/staging/*owner*", -1},
+	{"commit 1a: container written, not synced", "backup", "sync", "pool/staging/*containers*", -1},
 	{"commit 1b: container renamed, folder not synced", "backup", "syncdir", "pool/containers/*", -1},
 	{"commit 2: intent", "backup", "sync", "catalog-*/*", 0},
-	{"commit 3a: set record written, not synced", "backup", "sync", "pool/staging/sets-*", -1},
+	{"commit 3a: set record written, not synced", "backup", "sync", "pool/staging/*sets*", -1},
 	{"commit 3b: set record renamed, folder not synced (the commit point)", "backup", "syncdir", "pool/sets", -1},
 	{"commit 4: set added, intent removed", "backup", "sync", "catalog-*/*", 1},
 	{"commit 5: acknowledged", "after backup", "", "", -1},
@@ -47,7 +47,7 @@ var crashPoints = []crashPoint{
 	{"delete 4: acknowledged", "after delete", "", "", -1},
 	{"collect 1: chunks condemned", "collect", "sync", "pool/index/*", -1},
 	{"collect 2: container removed, folder not synced", "collect", "syncdir", "pool/containers/*", -1},
-	{"collect 3: live chunks copied, not synced", "collect", "sync", "pool/staging/containers-*", -1},
+	{"collect 3: live chunks copied, not synced", "collect", "sync", "pool/staging/*containers*", -1},
 	{"collect 4: done", "after collect", "", "", -1},
 	{"rebuild 1: a new catalog", "rebuild", "sync", "catalog-*/*", -1},
 	{"reindex 1: a new index", "reindex", "sync", "pool/index/*", -1},
