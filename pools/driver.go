@@ -47,6 +47,9 @@ type Env struct {
 	Clock    clock.Clock
 	Listener holdfast.Listener
 	StateDir string // a folder on the appliance's own disk for rebuildable state; may be lost at any time
+	// Secrets returns a secret that a driver's configuration names: the content of a key file or of a passphrase's file. It is asked when a
+	// pool is created or opened, never kept. Nil: there are none.
+	Secrets func(name string) ([]byte, error)
 }
 
 // A Registry finds drivers by kind.

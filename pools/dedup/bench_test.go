@@ -22,6 +22,11 @@ func benchPool(b *testing.B, n int) (*Pool, []holdfast.Group) {
 			b.Error(err)
 		}
 	})
+	return p, benchGroupsOf(p, n)
+}
+
+// benchGroupsOf makes n groups of 16 chunks of 64 KiB, stored in 20 KiB each.
+func benchGroupsOf(p *Pool, n int) []holdfast.Group {
 	payload := noise(rand.New(rand.NewPCG(1, 1)), 320<<10)
 	groups := make([]holdfast.Group, n)
 	for i := range groups {
@@ -33,7 +38,7 @@ func benchPool(b *testing.B, n int) (*Pool, []holdfast.Group) {
 			g.Chunks = append(g.Chunks, holdfast.Piece{Digest: p.domain.Hasher().Sum(name[:]), Len: 64 << 10})
 		}
 	}
-	return p, groups
+	return groups
 }
 
 // ingest writes the groups as one set of one disk.

@@ -171,6 +171,7 @@ func (p *Pool) compact(ctx context.Context, m *marking, rep *pools.CollectReport
 func (p *Pool) sparse(m *marking) []*cont {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
+	redo := p.redoKeys()
 	var out, small []*cont
 	for slot, c := range m.conts {
 		if c == nil || p.slots[slot] != c || c.damagedLive() || c.lifeless() {
@@ -181,7 +182,7 @@ func (p *Pool) sparse(m *marking) []*cont {
 			live -= c.dead.count()
 		}
 		switch {
-		case live*100 < int(c.n)*compactBelow:
+		case live*100 < int(c.n)*compactBelow, c.id < redo:
 			out = append(out, c)
 		case c.size < smallBytes:
 			small = append(small, c)

@@ -151,6 +151,9 @@ func (p *Pool) footerFrom(c *cont, r blob.Reader) (*container.Footer, error) {
 	if h.ID != c.id || h.Pool != p.sb.Pool || len(f.Chunks) != int(c.n) {
 		return nil, holdfast.Errorf(holdfast.Corrupt, "container "+hex16(c.id), "it holds another container")
 	}
+	if err := p.unlockFooter(&h, f); err != nil {
+		return nil, err
+	}
 	p.footers.put(c.slot, f, f.MemBytes())
 	return f, nil
 }

@@ -29,16 +29,22 @@ func defaultChunking(t pooltest.T) holdfast.Chunking {
 }
 
 // create makes a pool on fs.
-func create(t pooltest.T, fs fsys.FS) holdfast.PoolID {
+func create(t pooltest.T, fs fsys.FS) holdfast.PoolID { return createSealed(t, fs, Sealing{}) }
+
+func createSealed(t pooltest.T, fs fsys.FS, s Sealing) holdfast.PoolID {
 	id := holdfast.PoolID{ID: holdfast.NewID()}
-	if err := CreateOn(background, pools.Env{}, fs, id, defaultChunking(t)); err != nil {
+	if err := CreateSealedOn(background, pools.Env{}, fs, id, defaultChunking(t), s); err != nil {
 		t.Fatalf("create: %v", err)
 	}
 	return id
 }
 
 func open(t pooltest.T, fs fsys.FS, id holdfast.PoolID) *Pool {
-	p, err := OpenOn(background, pools.Env{}, fs, id)
+	return openSealed(t, fs, id, Sealing{})
+}
+
+func openSealed(t pooltest.T, fs fsys.FS, id holdfast.PoolID, s Sealing) *Pool {
+	p, err := OpenSealedOn(background, pools.Env{}, fs, id, s)
 	if err != nil {
 		t.Fatalf("open: %v", err)
 	}
@@ -52,17 +58,19 @@ type place struct {
 }
 
 // harness makes pools on file systems in memory.
-func harness(t *testing.T) pooltest.Harness {
+func harness(t *testing.T) pooltest.Harness { return sealedHarness(t, Sealing{}) }
+
+func sealedHarness(t *testing.T, s Sealing) pooltest.Harness {
 	places := map[pools.Pool]place{}
 	reopen := func(t pooltest.T, pl place) pools.Pool {
-		p := open(t, pl.fs, pl.id)
+		p := openSealed(t, pl.fs, pl.id, s)
 		places[p] = pl
 		return p
 	}
 	return pooltest.Harness{
 		New: func(t pooltest.T) pools.Pool {
 			fs := fsys.NewMem(1)
-			return reopen(t, place{fs, create(t, fs)})
+			return reopen(t, place{fs, createSealed(t, fs, s)})
 		},
 		Reopen: func(t pooltest.T, p pools.Pool) pools.Pool {
 			if err := p.Close(); err != nil {

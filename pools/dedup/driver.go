@@ -15,6 +15,7 @@ import (
 type Config struct {
 	Path     string `json:"path"`               // the pool's folder, absolute
 	Chunking string `json:"chunking,omitempty"` // as holdfast.ParseChunking reads it; only Create looks at it
+	Encryption
 }
 
 // Driver returns the driver of dedup pools in folders.
@@ -39,7 +40,11 @@ func Driver() pools.Driver {
 			if err != nil {
 				return classify("create pool", err)
 			}
-			return CreateOn(ctx, env, fs, id, chunking)
+			sealing, err := c.Sealing(env)
+			if err != nil {
+				return err
+			}
+			return CreateSealedOn(ctx, env, fs, id, chunking, sealing)
 		},
 		Open: func(ctx context.Context, env pools.Env, id holdfast.PoolID, config json.RawMessage) (pools.Pool, error) {
 			c, err := readConfig(config)
@@ -50,7 +55,11 @@ func Driver() pools.Driver {
 			if err != nil {
 				return nil, classify("open pool", err)
 			}
-			p, err := OpenOn(ctx, env, fs, id)
+			sealing, err := c.Sealing(env)
+			if err != nil {
+				return nil, err
+			}
+			p, err := OpenSealedOn(ctx, env, fs, id, sealing)
 			if err != nil {
 				return nil, err // not p: a nil *Pool is not a nil pools.Pool
 			}
@@ -73,13 +82,18 @@ func readConfig(raw json.RawMessage) (Config, error) {
 // CreateOn makes a pool in an empty file system and leaves it closed. A place that has anything in it is refused (Exist), except what an
 // interrupted CreateOn left.
 func CreateOn(ctx context.Context, env pools.Env, fs fsys.FS, id holdfast.PoolID, chunking holdfast.Chunking) error {
+	return CreateSealedOn(ctx, env, fs, id, chunking, Sealing{})
+}
+
+// CreateSealedOn is CreateOn for a pool that is encrypted as sealing says.
+func CreateSealedOn(ctx context.Context, env pools.Env, fs fsys.FS, id holdfast.PoolID, chunking holdfast.Chunking, sealing Sealing) error {
 	names, err := fs.List(".")
 	if err != nil {
 		return classify("create pool", err)
 	}
 	for _, n := range names {
 		switch n {
-		case folderCopy, setsDir, containersDir, folderStaging, "lost+found":
+		case folderCopy, setsDir, containersDir, keysDir, folderStaging, "lost+found":
 		default:
 			return holdfast.Errorf(holdfast.Exist, "create pool", "the place is not empty: it holds %q", n).Advise("choose an empty folder")
 		}
@@ -104,12 +118,17 @@ func CreateOn(ctx context.Context, env pools.Env, fs fsys.FS, id holdfast.PoolID
 	if err != nil {
 		return err
 	}
-	return writeSuperblock(ctx, m, s)
+	return writePool(ctx, env, m, s, sealing)
 }
 
 // OpenOn opens the pool in a file system. It fails with Busy while another process has it open, and with Invalid if the pool
 // there is another one.
 func OpenOn(ctx context.Context, env pools.Env, fs fsys.FS, id holdfast.PoolID) (*Pool, error) {
+	return OpenSealedOn(ctx, env, fs, id, Sealing{})
+}
+
+// OpenSealedOn is OpenOn for a pool that is encrypted. A pool that is not is refused, so that nothing is written in the clear by mistake.
+func OpenSealedOn(ctx context.Context, env pools.Env, fs fsys.FS, id holdfast.PoolID, sealing Sealing) (*Pool, error) {
 	look, err := dirstore.Open(layout{fs}, dirstore.Options{ReadOnly: true})
 	if err != nil {
 		return nil, err
@@ -126,5 +145,5 @@ func OpenOn(ctx context.Context, env pools.Env, fs fsys.FS, id holdfast.PoolID) 
 		_ = lock.Close() // the first error is the one that counts
 		return nil, err
 	}
-	return OpenStore(ctx, env, m, id, OpenOptions{Index: fs, Closers: []io.Closer{lock}, ownerFile: true})
+	return OpenStore(ctx, env, m, id, OpenOptions{Index: fs, Sealing: sealing, Closers: []io.Closer{lock}, ownerFile: true})
 }

@@ -203,7 +203,7 @@ func TestSuperblockFrame(t *testing.T) {
 			t.Fatalf("a flip in byte %d was not noticed", i)
 		}
 	}
-	s.Incompat = 1
+	s.Incompat = 1 << 9
 	if b, err = s.encode(); err != nil {
 		t.Fatal(err)
 	}

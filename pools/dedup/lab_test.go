@@ -20,11 +20,14 @@ type lab struct {
 	p    *Pool
 	vm   holdfast.VMID
 	disk holdfast.DiskID
+	seal Sealing
 }
 
-func newLab(t *testing.T, fs fsys.FS) *lab {
-	l := &lab{t: t, fs: fs, id: create(t, fs), vm: holdfast.VMID{ID: holdfast.NewID()}, disk: holdfast.DiskID{ID: holdfast.NewID()}}
-	l.p = open(t, fs, l.id)
+func newLab(t *testing.T, fs fsys.FS) *lab { return newSealedLab(t, fs, Sealing{}) }
+
+func newSealedLab(t *testing.T, fs fsys.FS, s Sealing) *lab {
+	l := &lab{t: t, fs: fs, seal: s, id: createSealed(t, fs, s), vm: holdfast.VMID{ID: holdfast.NewID()}, disk: holdfast.DiskID{ID: holdfast.NewID()}}
+	l.p = openSealed(t, fs, l.id, s)
 	t.Cleanup(func() {
 		if err := l.p.Close(); err != nil {
 			t.Error(err)
@@ -38,7 +41,7 @@ func (l *lab) reopen() {
 	if err := l.p.Close(); err != nil {
 		l.t.Fatal(err)
 	}
-	l.p = open(l.t, l.fs, l.id)
+	l.p = openSealed(l.t, l.fs, l.id, l.seal)
 }
 
 func (l *lab) manifest(size int64, parent holdfast.SetID) holdfast.Manifest {

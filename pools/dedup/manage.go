@@ -32,7 +32,8 @@ func identify(ctx context.Context, _ pools.Env, config json.RawMessage) (holdfas
 	return PoolAt(ctx, look, poolKind)
 }
 
-// destroy implements pools.Driver for folders. The superblock's copy goes last: as long as anything is left, the pool can be recognised.
+// destroy implements pools.Driver for folders. The superblock's copy goes last: as long as anything is left, the pool can be recognised. The
+// keyring goes first: without it what is left of an encrypted pool is noise.
 func destroy(ctx context.Context, env pools.Env, id holdfast.PoolID, config json.RawMessage) error {
 	have, err := identify(ctx, env, config)
 	if err != nil {
@@ -53,7 +54,7 @@ func destroy(ctx context.Context, env pools.Env, id holdfast.PoolID, config json
 	if err != nil {
 		return classify("destroy pool", err)
 	}
-	for _, name := range []string{setsDir, containersDir, indexDir, folderStaging, folderOwner, "KEYS", "KEYS.copy", folderSuperblock, folderCopy} {
+	for _, name := range []string{keysDir, setsDir, containersDir, indexDir, folderStaging, folderOwner, folderSuperblock, folderCopy} {
 		if err = pools.RemoveTree(f, name); err != nil {
 			break
 		}

@@ -8,7 +8,7 @@ import (
 	"github.com/holdfast-backup/holdfast"
 )
 
-// Objects returns the names of all objects in the store that a set needs: its record, the superblock and its copy, and the containers of its
+// Objects returns the names of all objects in the store that a set needs: its record, the superblock and its copy, the keyring, and the containers of its
 // recipes and chunks, shared ones included.
 func (p *Pool) Objects(ctx context.Context, id holdfast.SetID) ([]string, error) {
 	rec, l, err := p.leaseSet(ctx, id)
@@ -20,7 +20,7 @@ func (p *Pool) Objects(ctx context.Context, id holdfast.SetID) ([]string, error)
 	if err != nil {
 		return nil, err
 	}
-	return append(names, superblockName, superblockCopy, setName(id)), nil
+	return append(append(names, superblockName, superblockCopy, setName(id)), p.keyObjects()...), nil
 }
 
 // SetObject returns the name of a set's record in the store.

@@ -73,7 +73,7 @@ func (p *packer) put(g *holdfast.Group) (int64, error) {
 }
 
 func (p *packer) open() error {
-	id, err := p.s.p.newContainerID()
+	id, cipher, err := p.s.p.newContainer()
 	if err != nil {
 		return err
 	}
@@ -81,7 +81,7 @@ func (p *packer) open() error {
 	if err != nil {
 		return err
 	}
-	p.cur = &filling{id: id, obj: obj, w: container.NewWriter(obj, container.Header{ID: id, Pool: p.s.p.sb.Pool}, p.buf)}
+	p.cur = &filling{id: id, obj: obj, w: container.NewSealedWriter(obj, container.Header{ID: id, Pool: p.s.p.sb.Pool}, p.buf, cipher)}
 	p.buf = nil
 	return nil
 }

@@ -26,6 +26,7 @@ type Pool struct {
 	listener holdfast.Listener
 	domain   holdfast.Domain
 	closers  []io.Closer // closed in reverse order
+	keys     keys
 	// life is the context of what outlives the call that began it, such as a container that several calls fill; end ends it.
 	life      context.Context
 	end       context.CancelFunc
@@ -448,10 +449,8 @@ func (p *Pool) release() error {
 // Abandon gives back what the pool holds of this process without ending anything else, as if the process had died. For tests of drivers.
 func (p *Pool) Abandon() { _ = p.release() }
 
-// newContainerID gives the next container id. The first one of a process makes a new generation durable.
+// newContainerID gives the next container id. The first one of a process makes a new generation durable. p.idMu is held.
 func (p *Pool) newContainerID() (uint64, error) {
-	p.idMu.Lock()
-	defer p.idMu.Unlock()
 	if p.generation == 0 {
 		g, err := p.nextGeneration()
 		if err != nil {

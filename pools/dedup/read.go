@@ -335,7 +335,11 @@ func (f *fetch) group(rd *reading, b []byte, group uint32, ps []piece) {
 	g := &f.footer.Groups[group]
 	lo := g.PayloadOff() - f.from
 	payload := b[min(lo, int64(len(b))):min(lo+int64(g.Stored), int64(len(b)))]
-	if err := g.Check(payload); err != nil {
+	err := g.Check(payload)
+	if err == nil {
+		payload, err = f.footer.OpenPayload(group, payload)
+	}
+	if err != nil {
 		rd.p.markBad(f.c, groupOrdinals(g), err)
 		f.elsewhere(rd, ps, err)
 		return

@@ -228,6 +228,9 @@ func (s *session) commit(ctx context.Context, m holdfast.Manifest) (*setRecord, 
 		return nil, err
 	}
 	b, err := appendSetRecord(nil, rec, s.hasher)
+	if err == nil {
+		b, err = s.p.sealRecord(setName(rec.manifest.ID), b)
+	}
 	if err != nil {
 		return nil, err
 	}

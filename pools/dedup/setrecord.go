@@ -8,6 +8,7 @@ import (
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/pools/blob"
+	"github.com/holdfast-backup/holdfast/pools/seal"
 )
 
 // docs/formats/recipe.md, section "Set record", is the format of what this file encodes and decodes.
@@ -111,14 +112,18 @@ func parseSetRecord(b []byte, h *holdfast.Hasher) (*setRecord, error) {
 
 // loadSet reads a set record from the medium.
 func (p *Pool) loadSet(ctx context.Context, id holdfast.SetID) (*setRecord, error) {
-	b, err := blob.ReadAll(ctx, p.med, setName(id), maxSetBytes)
+	b, err := blob.ReadAll(ctx, p.med, setName(id), maxSetBytes+seal.ObjectOverhead)
 	if err != nil {
 		if holdfast.KindOf(err) == holdfast.NotExist {
 			return nil, holdfast.Errorf(holdfast.NotExist, "open set", "the pool has no set %s", id)
 		}
 		return nil, err
 	}
-	r, err := parseSetRecord(b, p.sb.Domain().Hasher())
+	plain, err := p.openRecord(setName(id), b)
+	if err != nil {
+		return nil, setErr(id, err)
+	}
+	r, err := parseSetRecord(plain, p.sb.Domain().Hasher())
 	if err != nil {
 		return nil, setErr(id, err)
 	}

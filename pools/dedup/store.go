@@ -24,11 +24,13 @@ type CreateOptions struct {
 	Kind     string // the driver's; "dedup" where empty
 	Chunking holdfast.Chunking
 	Ignore   []string // objects that may be there already: the driver's own
+	Sealing  Sealing
 }
 
 // OpenOptions say how the engine runs on a store.
 type OpenOptions struct {
-	Kind string // the driver's; "dedup" where empty
+	Kind    string // the driver's; "dedup" where empty
+	Sealing Sealing
 	// Index is the file system in whose folder "index" the rebuildable index store lives. Nil: a folder of Env.StateDir; where there is none
 	// either, the pool works without, and reads every container's footer when it is opened.
 	Index fsys.FS
@@ -65,7 +67,7 @@ func CreateStore(ctx context.Context, env pools.Env, store blob.Store, id holdfa
 		return err
 	}
 	for _, n := range names {
-		if n != superblockCopy && !slices.Contains(o.Ignore, n) {
+		if n != superblockCopy && !isKeys(n) && !slices.Contains(o.Ignore, n) {
 			return holdfast.Errorf(holdfast.Exist, "create pool", "the place is not empty: it holds %q", n).Advise("choose an empty place")
 		}
 	}
@@ -73,7 +75,7 @@ func CreateStore(ctx context.Context, env pools.Env, store blob.Store, id holdfa
 	if err != nil {
 		return err
 	}
-	return writeSuperblock(ctx, store, s)
+	return writePool(ctx, env, store, s, o.Sealing)
 }
 
 // OpenStore opens the pool on a store. The caller has made sure that no other process has it open. It fails with Invalid if the pool there is
@@ -88,7 +90,13 @@ func OpenStore(ctx context.Context, env pools.Env, store blob.Store, id holdfast
 		_ = p.release() // the first error is the one that counts
 		return nil, err
 	}
+	ring, err := unlock(ctx, store, s, o.Sealing)
+	if err != nil {
+		_ = p.release() // the first error is the one that counts
+		return nil, err
+	}
 	p = newPool(env, store, s)
+	p.keys.start(ring)
 	p.closers = o.Closers
 	p.patient, p.before, p.ownerFile, p.given = o.Patient, o.BeforeRecord, o.ownerFile, o.Generation
 	p.shape = Shape{Readers: cmp.Or(o.Shape.Readers, readers), Join: cmp.Or(o.Shape.Join, joinBytes), Gap: cmp.Or(o.Shape.Gap, joinGap)}

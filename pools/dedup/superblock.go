@@ -25,6 +25,9 @@ const (
 	maxFrame       = 64 << 10
 	formatVersion  = 1
 	poolKind       = "dedup"
+
+	incompatSealed = 1 << 0 // the pool is encrypted: domain_key and the chunking's seed are in the keyring
+	knownIncompat  = incompatSealed
 )
 
 // superblock is the JSON inside the frame {magic, length, crc32c}.
@@ -55,7 +58,10 @@ func newSuperblock(kind string, id holdfast.PoolID, c holdfast.Chunking, now tim
 	return &superblock{Format: formatVersion, Kind: kind, Pool: id, Chunking: c, Key: secret[:32], Created: now.UTC()}, nil
 }
 
-// Domain returns the domain of the pool's digests.
+// sealed reports whether the pool is encrypted.
+func (s *superblock) sealed() bool { return s.Incompat&incompatSealed != 0 }
+
+// Domain returns the domain of the pool's digests. That of an encrypted pool is known once its keyring is open.
 func (s *superblock) Domain() holdfast.Domain { return holdfast.Domain{Key: [32]byte(s.Key)} }
 
 func (s *superblock) encode() ([]byte, error) {
@@ -77,11 +83,14 @@ func parseSuperblock(kind string, b []byte) (*superblock, error) {
 	if err := dec.Decode(&s); err != nil {
 		return nil, holdfast.Errorf(holdfast.Corrupt, op, "%w", err)
 	}
-	if s.Format != formatVersion || s.Incompat != 0 || s.ROCompat != 0 || s.Kind != kind {
+	if s.Format != formatVersion || s.Incompat&^knownIncompat != 0 || s.ROCompat != 0 || s.Kind != kind {
 		return nil, holdfast.Errorf(holdfast.Unsupported, op, "a %q pool of format %d with features %#x/%#x", s.Kind, s.Format, s.ROCompat, s.Incompat).
 			Advise("open the pool with a newer version of Holdfast")
 	}
-	if len(s.Key) != 32 || s.Pool.IsZero() {
+	if s.sealed() && (len(s.Key) != 0 || s.Chunking.Seed != 0) {
+		return nil, holdfast.Errorf(holdfast.Corrupt, op, "the pool is encrypted, but its keys are not")
+	}
+	if !s.sealed() && len(s.Key) != 32 || s.Pool.IsZero() {
 		return nil, holdfast.Errorf(holdfast.Corrupt, op, "no key or no id")
 	}
 	return &s, s.Chunking.Check()

@@ -266,6 +266,9 @@ func (v *verifier) container(c *cont, buf []byte) error {
 	if err == nil && (h.ID != c.id || h.Pool != v.p.sb.Pool || len(f.Chunks) != int(c.n)) {
 		err = holdfast.Errorf(holdfast.Corrupt, "open container", "it holds another container")
 	}
+	if err == nil {
+		err = v.p.unlockFooter(&h, f)
+	}
 	if k := holdfast.KindOf(err); err != nil && k != holdfast.Corrupt && k != holdfast.Unsupported {
 		return err
 	} else if err != nil {
@@ -306,6 +309,10 @@ func (v *verifier) group(c *cont, f *container.Footer, i uint32, rec []byte, dec
 	g := &f.Groups[i]
 	payload := rec[g.PayloadOff()-g.Off:][:g.Stored]
 	err := g.Check(payload)
+	headErr := f.CheckRecord(i, rec) // before the payload is decrypted in its place
+	if err == nil {
+		payload, err = f.OpenPayload(i, payload)
+	}
 	var plain []byte
 	if err == nil {
 		group := holdfast.Group{Codec: g.Codec, Chunks: f.Pieces(nil, i), Payload: payload}
@@ -315,8 +322,8 @@ func (v *verifier) group(c *cont, f *container.Footer, i uint32, rec []byte, dec
 		v.bad(c, f, groupOrdinals(g), err)
 		return buf
 	}
-	if err := f.CheckRecord(i, rec); err != nil {
-		v.note(c, f, nil, "the chunks are whole, but "+err.Error())
+	if headErr != nil {
+		v.note(c, f, nil, "the chunks are whole, but "+headErr.Error())
 	}
 	var good []uint32
 	for _, o := range groupOrdinals(g) {

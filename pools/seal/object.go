@@ -97,5 +97,5 @@ func (r *Ring) OpenObject(name string, b []byte) ([]byte, error) {
 
 func errNoKey(op string, id KeyID) error {
 	return holdfast.Errorf(holdfast.Corrupt, op, "it is encrypted with key %s, which the pool's keyring does not hold", id).
-		Advise("the keyring is older than the data: restore the file KEYS of the pool from a copy")
+		Advise("the keyring is older than the data: bring the folder keys of the pool back from a copy")
 }

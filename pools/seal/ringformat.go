@@ -24,11 +24,11 @@ const (
 	MaxRing = ringHead + MaxWraps*ringWrap + bagHead + MaxEpochs*bagEpoch + MaxWraps*keyBytes + Overhead + ringSum
 )
 
-// Encode returns the keyring's bytes as the next generation, under a new root key, and the Ring that they are. Until they are stored, r
-// is in force.
-func (r *Ring) Encode() ([]byte, *Ring) {
+// Encode returns the keyring's bytes as the next generation, also next to the one given (that of an attempt to store it), under a new root
+// key, and the Ring that they are. Until they are stored, r is in force.
+func (r *Ring) Encode(after uint64) ([]byte, *Ring) {
 	n := r.clone()
-	n.generation++
+	n.generation = max(r.generation, after) + 1
 	le := binary.LittleEndian
 	var root [keyBytes]byte
 	n.rand(root[:])

@@ -116,7 +116,7 @@ func TestVectorsAreThoseOfTheDesign(t *testing.T) {
 
 // Goal: keyrings and sealed objects of version 1 open for ever. Method: golden files, written byte for byte and opened.
 func TestGoldenRingAndObject(t *testing.T) {
-	b, r := testRing(t).Encode()
+	b, r := testRing(t).Encode(0)
 	golden(t, "v1.ring", b)
 	o, err := r.SealObject("sets/x.set", []byte("a set"))
 	if err != nil {
@@ -153,7 +153,7 @@ func TestEverySecretOpensUntilItIsReplaced(t *testing.T) {
 	}
 	opens := func(r *Ring, s Secret, want bool) {
 		t.Helper()
-		b, _ := r.Encode()
+		b, _ := r.Encode(0)
 		l, err := Parse(b)
 		if err != nil {
 			t.Fatal(err)
@@ -267,7 +267,7 @@ func TestCipherBindsRecordToItsPlace(t *testing.T) {
 
 // Goal: an object opens under its own name only, and every flipped bit of an object or keyring is found without the key.
 func TestFlipsAreFoundWithoutTheKey(t *testing.T) {
-	b, r := testRing(t).Encode()
+	b, r := testRing(t).Encode(0)
 	o, err := r.SealObject("a", []byte("content"))
 	if err != nil {
 		t.Fatal(err)
@@ -299,7 +299,7 @@ func TestNothingSecretShows(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, r := r.Encode()
+	b, r := r.Encode(0)
 	o, err := r.SealObject("a", bytes.Repeat([]byte("finance-db-01"), 300))
 	if err != nil {
 		t.Fatal(err)
@@ -379,7 +379,7 @@ func TestShortPassphraseIsRefused(t *testing.T) {
 
 // Goal: the sheet holds all that is needed, and its key opens the pool.
 func TestSheetOpensThePool(t *testing.T) {
-	b, r := testRing(t).Encode()
+	b, r := testRing(t).Encode(0)
 	sheet, err := r.Sheet("it's a pool", testTime)
 	if err != nil {
 		t.Fatal(err)
@@ -427,7 +427,7 @@ func FuzzKey(f *testing.F) {
 
 // FuzzRing: a keyring with any inside and outside opens or is refused; what opens encodes to the same bag.
 func FuzzRing(f *testing.F) {
-	b, r := testRing(f).Encode()
+	b, r := testRing(f).Encode(0)
 	f.Add(b, r.bag())
 	f.Fuzz(func(t *testing.T, b, bag []byte) {
 		if len(b) > ringSum { // a checksum that fits, to come to the rest

@@ -28,7 +28,7 @@ The letters I, L, O and U do not occur. Each line is checked by itself: a mistyp
 To restore with this page
 -------------------------
 1. Install Holdfast on any Linux machine and start holdfastd.
-2. Attach the pool's disk; its folder holds the files HOLDFAST, KEYS and KEYS.copy.
+2. Attach the pool's disk; its folder holds the file HOLDFAST and the folder keys.
 3. Type the five lines of the key into a file, say recovery.key, and protect it: chmod 600 recovery.key
 4. holdfast pool import %s --kind dedup --path DIR --encrypt --key-file /path/to/recovery.key
 5. holdfast catalog rebuild; holdfast set list; holdfast restore SET ...
