@@ -94,6 +94,15 @@ func TestAnAlarmThatGetsWorseOrStaysIsToldAgain(t *testing.T) {
 	w.accept(grave, grave)
 	w.settle()
 	wantTitles(t, h, "Warning: 80 % full | Alarm: 90 % full | Alarm: 90 % full")
+	// A newcomer that is told of it while it is mild does not make it new to the others.
+	late := newHook(t, "")
+	if err := w.n.SetTargets([]Target{h.target("hook"), late.target("late")}); err != nil {
+		t.Fatal(err)
+	}
+	w.accept(mild, grave)
+	w.settle()
+	wantTitles(t, late, "Warning: 80 % full")
+	wantTitles(t, h, "Warning: 80 % full | Alarm: 90 % full | Alarm: 90 % full")
 }
 
 // TestHostsClearTheirOwnAlarm: events of hosts carry no key; their types say it.
@@ -149,7 +158,7 @@ func TestFloodBecomesOneSummary(t *testing.T) {
 	}
 	w.settle()
 	got := h.taken()
-	if len(got) != 6 || got[5].Title != "95 more messages were held back: 1 alarm, 94 info" || got[5].Severity != holdfast.Alarm || got[5].Type != EventSummary {
+	if len(got) != 6 || got[5].Title != "95 more held back: 1 alarm, 94 info" || got[5].Severity != holdfast.Alarm || got[5].Type != EventSummary {
 		t.Fatalf("%s", titles(got))
 	}
 	if !strings.Contains(got[5].Text, "Alarm: event 60\n") || !strings.Contains(got[5].Text, "Info: event 5\n") || !strings.HasSuffix(got[5].Text, "and 75 more\n") {
@@ -162,6 +171,29 @@ func TestFloodBecomesOneSummary(t *testing.T) {
 	w.settle()
 	if got := h.taken(); len(got) != 7 {
 		t.Errorf("%s", titles(got))
+	}
+}
+
+// TestAClockThatGoesBackHoldsNothingBack: what was sent in a future that did not come does not count, and what waits for it comes.
+func TestAClockThatGoesBackHoldsNothingBack(t *testing.T) {
+	h := newHook(t, "")
+	tg := h.target("hook")
+	tg.Flood = &Flood{Max: 1, Minutes: 60}
+	w := newWorld(t, tg)
+	w.accept(event(holdfast.Info, "1"), event(holdfast.Info, "2"))
+	w.drain()
+	w.clock.move(-1000 * time.Hour)
+	w.drain()
+	w.accept(event(holdfast.Info, "3"))
+	w.settle()
+	wantTitles(t, h, "Info: 1 | 1 more held back: 1 info | 1 more held back: 1 info")
+	h.say(503)
+	w.clock.move(2 * time.Hour)
+	w.accept(event(holdfast.Info, "4"))
+	w.drain()
+	w.clock.move(-1000 * time.Hour)
+	if next := w.drain(); next.Sub(w.clock.Now()) > lastRetry {
+		t.Errorf("the next attempt is %v away", next.Sub(w.clock.Now()))
 	}
 }
 
@@ -183,7 +215,7 @@ func TestDigestComesOnceADay(t *testing.T) {
 	w.restart()
 	w.accept(event(holdfast.Info, "three"))
 	w.settle()
-	wantTitles(t, h, "Alarm: trouble 1 | Cleared: well again 1 | Digest of 3 messages: 1 warning, 2 info")
+	wantTitles(t, h, "Alarm: trouble 1 | Cleared: well again 1 | Digest of 3: 1 warning, 2 info")
 	if at := w.clock.Now(); !at.Equal(time.Date(2026, 6, 18, 5, 0, 0, 0, time.UTC)) {
 		t.Errorf("it came at %v", at)
 	}
@@ -329,7 +361,7 @@ func TestAFullQueueKeepsTheGraveAndCountsTheRest(t *testing.T) {
 	w.restart()
 	h.say(0)
 	w.settle()
-	wantTitles(t, h, "Info: info 0 | Alarm: alarm 0 | Alarm: alarm 1 | Alarm: alarm 2 | Alarm: alarm 3 | 9 more messages were held back: 2 alarm, 7 info")
+	wantTitles(t, h, "Info: info 0 | Alarm: alarm 0 | Alarm: alarm 1 | Alarm: alarm 2 | Alarm: alarm 3 | 9 more held back: 2 alarm, 7 info")
 }
 
 // TestAStoreThatFailsLosesNothing: Accept says so and the event can be handed in again; a message that was sent is not sent again.

@@ -64,7 +64,7 @@ func (tx *tx) window(p *part) {
 	}
 	p.state.Start, p.state.Sent = tx.now, 0
 	if p.state.Held.Count > 0 {
-		tx.push(p, p.state.Held.message(tx.n, EventSummary, tx.now.UTC(), "%d more messages were held back"))
+		tx.push(p, p.state.Held.message(tx.n, EventSummary, tx.now.UTC(), "%d more held back"))
 		p.state.Held, p.state.Sent = pile{}, 1
 	}
 }
@@ -100,7 +100,7 @@ func (tx *tx) tick() (next time.Time) {
 			continue
 		}
 		p := tx.part(t)
-		tx.push(p, p.state.Digest.message(tx.n, EventDigest, tx.now.UTC(), "Digest of %d messages"))
+		tx.push(p, p.state.Digest.message(tx.n, EventDigest, tx.now.UTC(), "Digest of %d"))
 		p.state.Digest, p.state.Due = pile{}, time.Time{}
 	}
 	return next

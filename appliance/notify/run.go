@@ -120,7 +120,7 @@ func (n *Notifier) look() (ready []*target, next time.Time) {
 	for _, t := range n.targets {
 		switch {
 		case t.busy || t.Disabled || len(t.queue) == 0:
-		case t.queue[0].Next.After(tx.now):
+		case waits(t.queue[0].Next.Sub(tx.now)):
 			next = earlier(next, t.queue[0].Next)
 		default:
 			t.busy = true
@@ -130,6 +130,9 @@ func (n *Notifier) look() (ready []*target, next time.Time) {
 	slices.SortFunc(ready, func(a, b *target) int { return compareNames(a.Name, b.Name) })
 	return ready, next
 }
+
+// waits tells whether an attempt so far ahead has to wait. None is ever set further ahead than lastRetry: then the clock went back.
+func waits(ahead time.Duration) bool { return ahead > 0 && ahead <= lastRetry }
 
 // deliver attempts the head of a target's queue, which look has marked busy.
 func (n *Notifier) deliver(ctx context.Context, t *target) {

@@ -135,14 +135,7 @@ func (s *smtpSink) serve(c net.Conn) {
 		s.mu.Unlock()
 		switch verb = strings.ToUpper(verb); {
 		case verb == "EHLO":
-			say("250-sink")
-			if !secure && !s.noTLS {
-				say("250-STARTTLS")
-			}
-			if s.user != "" {
-				say("250-AUTH PLAIN LOGIN")
-			}
-			say("250 8BITMIME")
+			s.hello(say, secure)
 		case verb == "STARTTLS" && !secure:
 			say("220 go on")
 			c = tls.Server(c, s.tls)
@@ -161,10 +154,7 @@ func (s *smtpSink) serve(c net.Conn) {
 			from, to = address(arg), nil
 			say("250 ok")
 		case verb == "RCPT":
-			s.mu.Lock()
-			no := s.deny[address(arg)]
-			s.mu.Unlock()
-			if no != "" {
+			if no := s.denial(address(arg)); no != "" {
 				say("%s", no)
 				break
 			}
@@ -193,6 +183,23 @@ func (s *smtpSink) serve(c net.Conn) {
 			say("500 what?")
 		}
 	}
+}
+
+func (s *smtpSink) hello(say func(string, ...any), secure bool) {
+	say("250-sink")
+	if !secure && !s.noTLS {
+		say("250-STARTTLS")
+	}
+	if s.user != "" {
+		say("250-AUTH PLAIN LOGIN")
+	}
+	say("250 8BITMIME")
+}
+
+func (s *smtpSink) denial(recipient string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.deny[recipient]
 }
 
 func (s *smtpSink) auth(tp *textproto.Conn, arg string) string {
