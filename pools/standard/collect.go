@@ -36,6 +36,9 @@ func (p *Pool) Collect(ctx context.Context, o pools.CollectOptions) (pools.Colle
 	if err := c.settle(ctx); err != nil {
 		return c.report, err
 	}
+	if err := c.list(ctx); err != nil {
+		return c.report, err
+	}
 	if err := c.garbage(ctx); err != nil {
 		return c.report, err
 	}
@@ -51,7 +54,8 @@ type collecting struct {
 	p         *Pool
 	o         pools.CollectOptions
 	report    pools.CollectReport
-	done, all int64 // steps
+	done, all int64      // steps
+	names     [][]string // objects by path, as listed
 }
 
 func (c *collecting) step(n int64) {
@@ -84,9 +88,12 @@ func (c *collecting) settle(ctx context.Context) error {
 	return nil
 }
 
-// garbage removes objects that no set and no session needs.
-func (c *collecting) garbage(ctx context.Context) error {
-	for n, pa := range c.p.paths {
+// list lists all objects, and looks for sets that no listing had before.
+func (c *collecting) list(ctx context.Context) error {
+	p := c.p
+	c.names = make([][]string, len(p.paths))
+	var folders []string
+	for n, pa := range p.paths {
 		if pa == nil {
 			continue
 		}
@@ -94,9 +101,26 @@ func (c *collecting) garbage(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		c.names[n] = names
 		c.all += int64(len(names))
+		for _, name := range names {
+			if folder, _ := split(name); len(folders) == 0 || folders[len(folders)-1] != folder {
+				folders = append(folders, folder)
+			}
+		}
+	}
+	found, err := p.askFor(ctx, folders)
+	if err == nil && found > 0 {
+		err = p.readRecords(ctx)
+	}
+	return err
+}
+
+// garbage removes objects that no set and no session needs.
+func (c *collecting) garbage(ctx context.Context) error {
+	live := c.p.folders()
+	for n, names := range c.names {
 		var dead []string
-		live := c.p.folders()
 		for _, name := range names {
 			if c.p.needless(live, uint16(n), name) {
 				dead = append(dead, name)
@@ -108,24 +132,22 @@ func (c *collecting) garbage(ctx context.Context) error {
 			if err := alive(ctx, "collect pool"); err != nil {
 				return err
 			}
-			if err := c.remove(ctx, pa.Store, name); err != nil {
+			if err := c.remove(ctx, c.p.paths[n].Store, name); err != nil {
 				return err
 			}
 			c.step(1)
 		}
 	}
+	c.names = nil
 	return c.unnamed(ctx)
 }
 
-// weight orders removals: the record of a folder goes first, its marker last.
+// weight orders removals: the marker of a folder goes last.
 func weight(name string) int {
-	switch _, base := split(name); base {
-	case recordName:
-		return 0
-	case markerName:
-		return 2
+	if _, base := split(name); base == markerName {
+		return 1
 	}
-	return 1
+	return 0
 }
 
 // remove removes one needless object.
@@ -181,7 +203,7 @@ func (c *collecting) count() {
 	}
 }
 
-// folders lists the folders of sets that are there or still in use; sessions have nil.
+// folders lists the folders of sets that are there or still in use; folders of sessions have nil.
 func (p *Pool) folders() map[string]*setState {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -193,6 +215,9 @@ func (p *Pool) folders() map[string]*setState {
 		out[st.folder] = st
 	}
 	for s := range p.sessions {
+		out[s.folder] = nil
+	}
+	for _, s := range p.limbo {
 		out[s.folder] = nil
 	}
 	return out
@@ -219,8 +244,6 @@ func (p *Pool) needless(live map[string]*setState, path uint16, name string) boo
 		return true
 	}
 	switch {
-	case base == recordName:
-		return !known // of a failed commit, settled meanwhile
 	case base == markerName:
 		return !known // a committed set's is removed by Open and Delete
 	case strings.HasPrefix(base, "disk-") && strings.HasSuffix(base, ".map"):

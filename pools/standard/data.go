@@ -68,6 +68,16 @@ func (d *dataFile) chunk(ord uint32) (spot, error) {
 
 func (d *dataFile) name() string { return d.f.key.dataName(d.gen) }
 
+// measure returns what the file is; the list of what was moved does not count.
+func (d *dataFile) measure() fileFact {
+	fact := fileFact{d.r.Size(), d.footer.Plain, int64(len(d.footer.Chunks))}
+	if n := len(d.footer.Groups) - 1; len(d.moves) > 0 {
+		fact[1] -= int64(d.footer.Groups[n].Plain)
+		fact[2]--
+	}
+	return fact
+}
+
 // each calls f for the chunks of a run: the part of each that the run holds, as a ref, and where the chunk lies.
 func (d *dataFile) each(r *run, f func(ref holdfast.Ref, at spot, ord uint32) error) error {
 	skip, off := r.skip, r.off

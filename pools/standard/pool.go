@@ -113,6 +113,7 @@ func (p *Pool) store(number uint16, name string) (blob.Store, error) {
 
 // load fills the pool from listings of its paths: which sets there are, and what a dead process left.
 func (p *Pool) load(ctx context.Context) error {
+	var folders []string
 	for n, pa := range p.paths {
 		if pa == nil || pa.lost != nil {
 			continue
@@ -126,12 +127,51 @@ func (p *Pool) load(ctx context.Context) error {
 			continue
 		}
 		p.enter(uint16(n), names)
+		for _, name := range names {
+			if folder, _ := split(name); len(folders) == 0 || folders[len(folders)-1] != folder {
+				folders = append(folders, folder)
+			}
+		}
 	}
 	if err := p.needOne(); err != nil {
 		return err
 	}
 	p.tellLost()
-	return nil
+	_, err := p.askFor(ctx, folders)
+	return err
+}
+
+// askFor asks for records of folders that no known set and no session has: a listing may leave names out, and what the
+// set needs would be taken for garbage. It enters those it finds and returns how many there are.
+func (p *Pool) askFor(ctx context.Context, folders []string) (found int, err error) {
+	known := p.folders()
+	for _, folder := range folders {
+		id, ok := setOfFolder(folder)
+		if _, k := known[folder]; k || !ok {
+			continue
+		}
+		known[folder] = nil // ask once
+		for n, pa := range p.paths {
+			if pa == nil || pa.lost != nil {
+				continue
+			}
+			there, err := pa.Store.Exists(ctx, folder+"/"+recordName)
+			if err != nil {
+				return found, err
+			}
+			if !there {
+				continue
+			}
+			p.mu.Lock()
+			if p.sets[id] == nil {
+				p.sets[id] = &setState{id: id, folder: folder, path: uint16(n)}
+				p.unread++
+				found++
+			}
+			p.mu.Unlock()
+		}
+	}
+	return found, nil
 }
 
 // enter enters what a listing of a path has.
@@ -375,7 +415,7 @@ func (p *Pool) measure(ctx context.Context) error {
 		p.mu.Lock()
 		f.pins--
 		if f.sized = true; err == nil && f.gen == d.gen {
-			fact := fileFact{d.r.Size(), d.footer.Plain, int64(len(d.footer.Chunks))}
+			fact := d.measure()
 			p.used(f.key.path, fact[0]-f.fact[0])
 			f.fact = fact
 		}

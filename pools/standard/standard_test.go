@@ -11,6 +11,7 @@ import (
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/fsys"
 	"github.com/holdfast-backup/holdfast/pools"
+	"github.com/holdfast-backup/holdfast/pools/blob"
 	"github.com/holdfast-backup/holdfast/pools/container"
 	"github.com/holdfast-backup/holdfast/pools/pooltest"
 )
@@ -34,6 +35,7 @@ type shape struct {
 	target int64 // of data files; 0: as usual
 	window int   // of chunks; 0: as usual
 	look   bool  // look into the parent's disk however little was placed
+	wrap   func(blob.Store) blob.Store
 }
 
 // A place is where a pool of a test lies.
@@ -56,7 +58,9 @@ func (pl *place) stores(t pooltest.T) []Path {
 		if err != nil {
 			t.Fatalf("open folder: %v", err)
 		}
-		paths[i].Store = s
+		if paths[i].Store = s; pl.shape.wrap != nil {
+			paths[i].Store = pl.shape.wrap(s)
+		}
 	}
 	return paths
 }
