@@ -29,6 +29,11 @@ func (p *Pool) Verify(ctx context.Context, o pools.VerifyOptions) (pools.VerifyR
 	if err := v.open(o.Sets); err != nil {
 		return v.rep, err
 	}
+	if len(o.Sets) == 0 {
+		if err := v.roots(); err != nil {
+			return v.rep, err
+		}
+	}
 	conts, err := v.choose(len(o.Sets) > 0)
 	if err != nil {
 		return v.rep, err
