@@ -93,6 +93,7 @@ func (d *Daemon) openData() error {
 	d.events = newEventLog(d.cat, d.c.Clock, d.c.Log)
 	d.undo = append(d.undo, func() error { d.events.Close(); return nil })
 	d.shelf = newShelf(d.c.Drivers, files, d.c.Data, d.events.Emit, d.c.Clock)
+	d.shelf.env.Secrets = secretFile
 	d.undo = append(d.undo, d.shelf.closeAll)
 	return nil
 }

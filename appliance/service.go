@@ -210,7 +210,11 @@ func (s *Service) newPool(spec api.PoolSpec) (catalog.Pool, error) {
 	if !strings.HasPrefix(spec.Path, "/") {
 		return rec, holdfast.Errorf(holdfast.Invalid, op, "the path %q is not absolute", spec.Path).Advise("say in which folder of the appliance the pool shall be, from / on")
 	}
-	config := map[string]string{"path": spec.Path}
+	config := map[string]any{}
+	for k, v := range spec.Config {
+		config[k] = v
+	}
+	config["path"] = spec.Path
 	if spec.Chunking != "" {
 		config["chunking"] = spec.Chunking
 	}

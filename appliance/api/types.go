@@ -33,10 +33,11 @@ type (
 
 	// PoolSpec says what pool to make, or to take over.
 	PoolSpec struct {
-		Name     string `json:"name" minLength:"1" maxLength:"64"`
-		Kind     string `json:"kind" doc:"dedup"`
-		Path     string `json:"path" doc:"absolute folder on the appliance"`
-		Chunking string `json:"chunking,omitempty" doc:"adaptive (default), variable, fixed-64K to fixed-512K"`
+		Name     string         `json:"name" minLength:"1" maxLength:"64"`
+		Kind     string         `json:"kind" doc:"dedup"`
+		Config   map[string]any `json:"config,omitempty" doc:"the kind's own configuration; an unknown key is refused"`
+		Path     string         `json:"path" doc:"absolute folder on the appliance"`
+		Chunking string         `json:"chunking,omitempty" doc:"adaptive (default), variable, fixed-64K to fixed-512K"`
 	}
 
 	// Pool is a storage pool.

@@ -13,7 +13,7 @@ import (
 )
 
 func (a *app) poolCmd() *cobra.Command {
-	return cli.Group("pool", "Storage pools", a.poolMake("create"), a.poolMake("import"), a.poolList(), a.poolShow(), a.poolVerify(), a.poolGC())
+	return cli.Group("pool", "Storage pools", a.poolMake("create"), a.poolMake("import"), a.poolList(), a.poolShow(), a.poolVerify(), a.poolScrub(), a.poolGC(), a.poolKey())
 }
 
 // poolMake is create, and import, which takes over what is there.
@@ -23,18 +23,24 @@ func (a *app) poolMake(verb string) *cobra.Command {
 		short, path, done = "Take over a pool that is already there", "/v1/pools/import", "is taken over"
 	}
 	var s api.PoolSpec
+	var e encryption
 	c := &cobra.Command{Use: verb + " NAME --kind KIND --path DIR", Short: short, Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
 		abs, err := filepath.Abs(s.Path) // the daemon has another working folder
 		if err != nil {
 			return holdfast.Errorf(holdfast.Invalid, "", "%w", err)
 		}
 		s.Name, s.Path = args[0], abs
+		key, err := e.config(c.Context(), a, &s)
+		if err != nil {
+			return err
+		}
 		var x api.Pool
 		if err := a.call(c.Context(), "POST", path, s, &x); err != nil {
 			return err
 		}
 		return a.print(x, func(p *printer) {
 			p.line("Pool %s %s.", cli.Clean(x.Name), done)
+			e.tell(p, x.Name, key)
 			if verb == "import" {
 				p.line("next: holdfast catalog rebuild")
 				return
@@ -44,6 +50,7 @@ func (a *app) poolMake(verb string) *cobra.Command {
 	}}
 	c.Flags().StringVar(&s.Kind, "kind", "dedup", "kind of pool")
 	c.Flags().StringVar(&s.Path, "path", "", "the pool's folder on the appliance")
+	e.flags(c, verb)
 	if verb == "create" {
 		c.Flags().StringVar(&s.Chunking, "chunking", "", "how disks are cut: adaptive (default), variable, fixed-64K, fixed-128K, fixed-256K, fixed-512K")
 	}

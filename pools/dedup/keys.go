@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/pools"
@@ -34,7 +35,7 @@ type Sealing struct {
 // Encryption is the part of a driver's configuration that says how a pool is encrypted. Drivers on this engine embed it.
 type Encryption struct {
 	Encryption string `json:"encryption,omitempty"` // key-file, passphrase, or none
-	Key        string `json:"key,omitempty"`        // what Env.Secrets knows the key file or the passphrase's file by
+	KeyFile    string `json:"key_file,omitempty"`   // of the key or the passphrase: what Env.Secrets knows it by
 }
 
 // Words of Encryption.
@@ -50,7 +51,7 @@ func (e Encryption) Sealing(env pools.Env) (Sealing, error) {
 	s := Sealing{}
 	switch e.Encryption {
 	case "", EncryptNone:
-		if e.Key != "" {
+		if e.KeyFile != "" {
 			return s, holdfast.Errorf(holdfast.Invalid, op, "a key is named, but the pool is not to be encrypted")
 		}
 		return s, nil
@@ -61,22 +62,22 @@ func (e Encryption) Sealing(env pools.Env) (Sealing, error) {
 	default:
 		return s, holdfast.Errorf(holdfast.Invalid, op, "unknown encryption %q", e.Encryption).Advise("use key-file, passphrase or none")
 	}
-	if e.Key == "" {
-		return s, holdfast.Errorf(holdfast.Invalid, op, "encryption %q without a key", e.Encryption).Advise("name the file: \"key\"")
+	if e.KeyFile == "" {
+		return s, holdfast.Errorf(holdfast.Invalid, op, "encryption %q without a key", e.Encryption).Advise("name the file: \"key_file\"")
 	}
 	kind := s.Kind
 	s.Secret = func() (seal.Secret, error) {
 		if env.Secrets == nil {
-			return seal.Secret{}, holdfast.Errorf(holdfast.Unsupported, "read key", "there is nobody to ask for %s", e.Key)
+			return seal.Secret{}, holdfast.Errorf(holdfast.Unsupported, "read key", "there is nobody to ask for %s", e.KeyFile)
 		}
-		b, err := env.Secrets(e.Key)
+		b, err := env.Secrets(e.KeyFile)
 		if err != nil {
 			return seal.Secret{}, holdfast.Errorf(holdfast.KindOf(err), "read key", "%w", err).
-				Advise("bring the %v %s back, or type the key of the pool's recovery sheet into it", kind, e.Key)
+				Advise("bring the %v %s back, or type the key of the pool's recovery sheet into it", kind, e.KeyFile)
 		}
 		sec, err := seal.Read(kind, b)
 		if err != nil {
-			return sec, holdfast.Errorf(holdfast.KindOf(err), "read key", "%s: %w", e.Key, err)
+			return sec, holdfast.Errorf(holdfast.KindOf(err), "read key", "%s: %w", e.KeyFile, err)
 		}
 		return sec, nil
 	}
@@ -325,17 +326,17 @@ func (p *Pool) Keys() (seal.Info, error) {
 }
 
 // Sheet returns the pool's recovery sheet as text, with a name for the pool. It contains the recovery key.
-func (p *Pool) Sheet(name string, env pools.Env) ([]byte, error) {
+func (p *Pool) Sheet(name string, now time.Time) ([]byte, error) {
 	if r := p.keys.ring.Load(); r != nil {
-		return r.Sheet(name, clockOf(env).Now())
+		return r.Sheet(name, now)
 	}
 	return nil, errNotSealed
 }
 
 // AddKey makes one more secret open the pool. Durable when it returns nil; after an error the keys are as they were, or the secret was added.
-func (p *Pool) AddKey(ctx context.Context, kind seal.Kind, secret seal.Secret, env pools.Env) (seal.Info, error) {
+func (p *Pool) AddKey(ctx context.Context, kind seal.Kind, secret seal.Secret, now time.Time) (seal.Info, error) {
 	return p.changeKeys(ctx, func(old *seal.Ring) (*seal.Ring, error) {
-		return old.Add(kind, secret, seal.Cost{}, clockOf(env).Now())
+		return old.Add(kind, secret, seal.Cost{}, now)
 	})
 }
 

@@ -205,7 +205,7 @@ func TestWrongKeyFailsClosed(t *testing.T) {
 		t.Fatal(err)
 	}
 	file := func(b []byte, err error) Sealing {
-		s, serr := Encryption{Encryption: EncryptKeyFile, Key: "k"}.Sealing(pools.Env{Secrets: func(string) ([]byte, error) { return b, err }})
+		s, serr := Encryption{Encryption: EncryptKeyFile, KeyFile: "k"}.Sealing(pools.Env{Secrets: func(string) ([]byte, error) { return b, err }})
 		if serr != nil {
 			t.Fatal(serr)
 		}
@@ -256,7 +256,7 @@ func TestRestoreAfterRotation(t *testing.T) {
 	l := newSealedLab(t, fs, sealedWith(first))
 	id1, content1 := plantedSet(t, l)
 	// The order of the appliance: add, change the configuration, rotate. A crash in between is a reopening with the new key.
-	if _, err := l.p.AddKey(background, seal.KeyFile, second.Secret(), pools.Env{}); err != nil {
+	if _, err := l.p.AddKey(background, seal.KeyFile, second.Secret(), time.Unix(1, 0)); err != nil {
 		t.Fatal(err)
 	}
 	l.seal = sealedWith(second)
@@ -439,7 +439,7 @@ func TestDriverEncryptsByConfiguration(t *testing.T) {
 	config := func(more string) json.RawMessage {
 		return json.RawMessage(fmt.Sprintf(`{"path":%q%s}`, path.Join(t.TempDir(), "p"), more))
 	}
-	for _, more := range []string{`,"encryption":"key-file","key":"pool.key"`, `,"encryption":"passphrase","key":"phrase"`, `,"encryption":"none"`, ``} {
+	for _, more := range []string{`,"encryption":"key-file","key_file":"pool.key"`, `,"encryption":"passphrase","key_file":"phrase"`, `,"encryption":"none"`, ``} {
 		c, id := config(more), holdfast.PoolID{ID: holdfast.NewID()}
 		if err := d.Create(background, env, id, c); err != nil {
 			t.Fatalf("%s: %v", more, err)
@@ -455,7 +455,7 @@ func TestDriverEncryptsByConfiguration(t *testing.T) {
 			t.Fatalf("%s: %+v, %v", more, rep, err)
 		}
 	}
-	for _, more := range []string{`,"encryption":"rot13","key":"pool.key"`, `,"encryption":"key-file"`, `,"key":"pool.key"`, `,"encryption":"key-file","key":"none"`, `,"encryption":"passphrase","key":"pool"`} {
+	for _, more := range []string{`,"encryption":"rot13","key_file":"pool.key"`, `,"encryption":"key-file"`, `,"key_file":"pool.key"`, `,"encryption":"key-file","key_file":"none"`, `,"encryption":"passphrase","key_file":"pool"`} {
 		if err := d.Create(background, env, holdfast.PoolID{ID: holdfast.NewID()}, config(more)); err == nil || holdfast.KindOf(err) == holdfast.Internal {
 			t.Errorf("%s: %v", more, err)
 		}
