@@ -11,7 +11,6 @@ import (
 	"github.com/minio/minio-go/v7"
 
 	"github.com/holdfast-backup/holdfast"
-	"github.com/holdfast-backup/holdfast/pools/blob"
 )
 
 // Small objects that change, with the server as the judge of who was first: what a lease is made of. Beside the law of
@@ -26,15 +25,34 @@ type Tag string
 // PutNew stores a small object under a name that must not be taken; Exist if it is. The body must be unlike anybody else's (have a
 // random id in it): it is how a write whose answer was lost is told from another's.
 func (s *Store) PutNew(ctx context.Context, name string, body []byte) (Tag, error) {
-	return s.putIf(ctx, "claim "+name, name, body, "", func(o *minio.PutObjectOptions) { o.SetMatchETagExcept("*") })
+	return s.putIf(ctx, "claim "+name, name, body, func(o *minio.PutObjectOptions) { o.SetMatchETagExcept("*") })
 }
 
 // PutOver replaces a small object that must still be in the state of the tag; Exist if it is in another, NotExist if it is gone.
 func (s *Store) PutOver(ctx context.Context, name string, body []byte, tag Tag) (Tag, error) {
-	return s.putIf(ctx, "renew "+name, name, body, tag, func(o *minio.PutObjectOptions) { o.SetMatchETag(string(tag)) })
+	now, err := s.putIf(ctx, "renew "+name, name, body, func(o *minio.PutObjectOptions) { o.SetMatchETag(string(tag)) })
+	if err == nil && s.versioned {
+		s.trim(ctx, name)
+	}
+	return now, err
 }
 
-func (s *Store) putIf(ctx context.Context, op, name string, body []byte, before Tag, condition func(*minio.PutObjectOptions)) (tag Tag, err error) {
+// trim removes the versions behind the current one, which a lease that is renewed every minute would leave without end. What cannot be
+// removed, as under a retention that the bucket gives to all, does no harm, and the next renewal tries again.
+func (s *Store) trim(ctx context.Context, name string) {
+	for o := range s.core.ListObjectsIter(ctx, s.c.Bucket, minio.ListObjectsOptions{Prefix: s.key(name), Recursive: true, WithVersions: true}) {
+		if o.Err != nil || o.Key > s.key(name) {
+			return
+		}
+		if o.Key == s.key(name) && !o.IsLatest {
+			if err := s.removeVersion(ctx, "trim "+name, name, o.VersionID); err != nil {
+				return
+			}
+		}
+	}
+}
+
+func (s *Store) putIf(ctx context.Context, op, name string, body []byte, condition func(*minio.PutObjectOptions)) (tag Tag, err error) {
 	if err := check(ctx, op, name); err != nil {
 		return "", err
 	}
@@ -124,5 +142,3 @@ func either(err, ignored error) error {
 	}
 	return ignored
 }
-
-var _ blob.Store = (*Store)(nil)

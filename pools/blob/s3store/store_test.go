@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/minio/minio-go/v7"
 	"go.uber.org/goleak"
 
 	"github.com/holdfast-backup/holdfast"
@@ -358,6 +359,24 @@ func testLease(t *testing.T, server *s3test.Server) {
 	proxy.Inject(s3test.Rule{Fate: s3test.LoseAnswer, Method: "PUT"})
 	if _, err := s.PutNew(background, "second", []byte("mine")); err != nil {
 		t.Errorf("claim with a lost answer: %v", err)
+	}
+	versioned := config(server, "lease-versions")
+	makeBucket(t, versioned, true)
+	v := open(t, versioned)
+	defer v.Close()
+	last, err := v.PutNew(background, "owner", []byte("0"))
+	for i := 1; i < 5 && err == nil; i++ {
+		last, err = v.PutOver(background, "owner", fmt.Append(nil, i), last)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := 0
+	for range v.core.ListObjectsIter(background, v.c.Bucket, minio.ListObjectsOptions{Recursive: true, WithVersions: true}) {
+		kept++
+	}
+	if body, _, err := v.GetTagged(background, "owner"); err != nil || string(body) != "4" || kept != 1 {
+		t.Errorf("after four renewals: %q, %v, %d versions; want 1", body, err, kept)
 	}
 	if _, _, err := s.GetTagged(background, "none"); !errors.Is(err, holdfast.NotExist) {
 		t.Error(err)
