@@ -76,7 +76,7 @@ func (b *bench) checkClean() {
 	if names, err := os.ReadDir(filepath.Join(b.dir, "journal")); err != nil || len(names) != 0 {
 		b.t.Errorf("the journal has %v, %v", names, err)
 	}
-	if e := b.agent.engine; len(e.slabs) != maxSlabs || len(e.slots) != cap(e.slots) {
+	if e := b.agent.engine; len(e.slabs) != int(e.made.Load()) || len(e.slots) != cap(e.slots) {
 		b.t.Errorf("%d slabs and %d slots came back", len(e.slabs), len(e.slots))
 	}
 }

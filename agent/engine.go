@@ -4,17 +4,23 @@ import (
 	"context"
 	"runtime"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/ingest/chunk"
+	"github.com/holdfast-backup/holdfast/internal/clock"
 	"github.com/holdfast-backup/holdfast/internal/direct"
 )
 
-// Memory of the hot path, whatever the number of VMs and disks: maxSlabs slabs, two slots for each worker, and beyond that one group
-// (1 MiB) for each disk that is being read.
+// Memory of the hot path, whatever the number of VMs and disks: minSlabs slabs, up to maxSlabs where answers come from afar, two
+// slots for each worker, and beyond that one group (1 MiB) for each disk that is being read.
 const (
 	slabBytes = 4 << 20 // one read, one Ask
+	minSlabs  = 4       // one being read, two being hashed or gathered, one on the way to be answered
 	maxSlabs  = 10
+	// An answer that is waited for so long comes from so far that more questions must be under way: below it, minSlabs carry 0.8 GB/s.
+	farAnswer = 20 * time.Millisecond
 	maxRuns   = 1024      // extents that share a slab
 	minRoom   = 128 << 10 // a slab with less room left is full
 )
@@ -70,6 +76,8 @@ type engine struct {
 	encode chan *slot
 	quit   chan struct{}
 	wg     sync.WaitGroup
+	made   atomic.Int32 // slabs there may be
+	clock  clock.Clock
 }
 
 // newEngine starts the workers; close ends them.
@@ -80,10 +88,10 @@ func newEngine(workers int) *engine {
 	slots := 2 * workers
 	e := &engine{
 		slabs: make(chan *slab, maxSlabs), slots: make(chan *slot, slots),
-		hash: make(chan *slab, maxSlabs), encode: make(chan *slot, slots), quit: make(chan struct{}),
+		hash: make(chan *slab, maxSlabs), encode: make(chan *slot, slots), quit: make(chan struct{}), clock: clock.System,
 	}
-	for range maxSlabs {
-		e.slabs <- nil // made when first used
+	for range minSlabs {
+		e.addSlab()
 	}
 	for range slots {
 		e.slots <- nil
@@ -138,6 +146,29 @@ func (s *slab) sum() {
 	}
 	s.hashers.put(h)
 	s.ready <- struct{}{}
+}
+
+// addSlab allows one slab more, up to maxSlabs. It is made when it is first used.
+func (e *engine) addSlab() {
+	if e.made.Add(1) > maxSlabs {
+		e.made.Add(-1)
+		return
+	}
+	e.slabs <- nil
+}
+
+// waitFar calls wait, and allows a slab more if that takes long while none is free and the workers have nothing to do: then latency,
+// not work, is what the pipeline waits for.
+func (e *engine) waitFar(wait func()) {
+	if len(e.slabs) > 0 || e.made.Load() >= maxSlabs {
+		wait()
+		return
+	}
+	began := e.clock.Now()
+	wait()
+	if len(e.slabs) == 0 && len(e.hash) == 0 && len(e.encode) == 0 && e.clock.Now().Sub(began) >= farAnswer {
+		e.addSlab()
+	}
 }
 
 // slab waits for a free slab.

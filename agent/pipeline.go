@@ -307,7 +307,9 @@ type gatherer struct {
 func (g *gatherer) slab(ctx context.Context, s *slab) error {
 	var missing []bool
 	if s.batch > 0 {
-		m, _, err := take(ctx, g.haves)
+		var m wire.Message
+		var err error
+		g.e.waitFar(func() { m, _, err = take(ctx, g.haves) })
 		if err != nil {
 			return err
 		}

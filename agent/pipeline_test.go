@@ -4,6 +4,8 @@ import (
 	"context"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/ingest/chunk"
@@ -117,9 +119,35 @@ func TestPutsComeBeforePlaces(t *testing.T) {
 	if len(p.claims.at) > 4096 {
 		t.Errorf("%d claims are left", len(p.claims.at))
 	}
-	if len(e.slabs) != maxSlabs || len(e.slots) != cap(e.slots) {
+	if len(e.slabs) != int(e.made.Load()) || len(e.slots) != cap(e.slots) {
 		t.Errorf("%d slabs and %d slots came back", len(e.slabs), len(e.slots))
 	}
+}
+
+// Goal: answers from afar get more slabs, up to the bound, and near ones do not.
+func TestSlabsFollowTheDistanceOfAnswers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, c := range []struct {
+			wait time.Duration
+			want int32
+		}{{farAnswer / 2, minSlabs}, {farAnswer * 2, maxSlabs}} {
+			e := newEngine(1)
+			for range 3 * maxSlabs {
+				held := len(e.slabs)
+				for range held {
+					<-e.slabs
+				}
+				e.waitFar(func() { time.Sleep(c.wait) })
+				for range held {
+					e.slabs <- nil
+				}
+			}
+			if got := e.made.Load(); got != c.want || len(e.slabs) != int(got) {
+				t.Errorf("waiting %v: %d slabs, %d of them free; want %d", c.wait, got, len(e.slabs), c.want)
+			}
+			e.close()
+		}
+	})
 }
 
 // locked makes a sender safe for concurrent use, as a link is.
@@ -149,7 +177,7 @@ func TestWrongAnswersEndThePipeline(t *testing.T) {
 		if err := p.run(t.Context()); holdfast.KindOf(err) != holdfast.Invalid {
 			t.Errorf("%s: %v", name, err)
 		}
-		if len(e.slabs) != maxSlabs || len(e.slots) != cap(e.slots) {
+		if len(e.slabs) != int(e.made.Load()) || len(e.slots) != cap(e.slots) {
 			t.Errorf("%s: %d slabs and %d slots came back", name, len(e.slabs), len(e.slots))
 		}
 		e.close()

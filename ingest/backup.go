@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	maxPuts    = 24 // groups of a session between link and pool, each up to 1 MiB: bounds memory
+	maxPuts    = 8  // groups of a session between link and pool, each up to 1 MiB: bounds memory
 	queueLen   = 32 // messages of a disk waiting for its goroutine
 	maxParents = 16 // sets tried as parent before a full is taken
 )

@@ -3,7 +3,7 @@
 //
 // It serves the agent (into a disk under construction) and exports (into any io.WriterAt). No byte is written that was not
 // verified. It promises nothing on a crash: until its caller finishes the target, the target is not a valid disk. It imports the
-// root and ingest/chunk, and knows neither wire nor hypervisor.
+// root, internal/direct and ingest/chunk, and knows neither wire nor hypervisor.
 package restore
 
 import (
@@ -15,6 +15,7 @@ import (
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/ingest/chunk"
+	"github.com/holdfast-backup/holdfast/internal/direct"
 )
 
 // queued is how many parcels wait per worker, so that no worker waits for the wire.
@@ -50,7 +51,7 @@ func New(dom holdfast.Domain, w io.WriterAt, size int64, o Options) *Disk {
 	d := &Disk{to: w, size: size, meter: o.Meter, in: make(chan *holdfast.Parcel, queued*o.Workers), failed: make(chan struct{})}
 	for range o.Workers {
 		d.wg.Go(func() {
-			k := &worker{d: d, dec: chunk.NewDecoder(), hash: dom.Hasher(), buf: make([]byte, holdfast.MaxGroupPlain)}
+			k := &worker{d: d, dec: chunk.NewDecoder(), hash: dom.Hasher(), buf: direct.Buffer(holdfast.MaxGroupPlain)}
 			for p := range d.in {
 				k.handle(p)
 			}
@@ -101,7 +102,8 @@ type worker struct {
 	d      *Disk
 	dec    *chunk.Decoder
 	hash   *holdfast.Hasher
-	buf    []byte
+	buf    []byte // aligned, as spare is: so that the target can write past the page cache
+	spare  []byte // made when first needed
 	starts []int  // of the group's chunks in its plaintext, and the end
 	used   []bool // chunks that a place needs
 }
@@ -146,13 +148,25 @@ func (k *worker) place(p *holdfast.Parcel) (int64, error) {
 		for i++; i < len(p.Places) && p.Places[i].At == x.At+x.Len && p.Places[i].Off == x.Off+int64(x.Len); i++ {
 			x.Len += p.Places[i].Len
 		}
-		if _, err := k.d.to.WriteAt(plain[x.At:x.At+x.Len], x.Off); err != nil {
+		if _, err := k.d.to.WriteAt(k.align(plain[x.At:x.At+x.Len]), x.Off); err != nil {
 			return total, holdfast.Errorf(holdfast.KindOf(err), "write disk", "%d bytes at offset %d: %w", x.Len, x.Off, err)
 		}
 		total += int64(x.Len)
 		k.d.meter.AddDone(int64(x.Len))
 	}
 	return total, nil
+}
+
+// align returns p, or a copy of it where p is large and its memory is not aligned: the plaintext of a group that was not compressed
+// is the message it came in.
+func (k *worker) align(p []byte) []byte {
+	if len(p) < direct.MinPiece || len(p)%direct.Align != 0 || direct.Aligned(p) {
+		return p
+	}
+	if k.spare == nil {
+		k.spare = direct.Buffer(holdfast.MaxGroupPlain)
+	}
+	return k.spare[:copy(k.spare, p)]
 }
 
 // mark finds the chunks that the places use, and refuses places outside the group or the disk.

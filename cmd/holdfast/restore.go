@@ -18,6 +18,7 @@ import (
 	"github.com/holdfast-backup/holdfast/ingest/wire"
 	"github.com/holdfast-backup/holdfast/internal/cli"
 	"github.com/holdfast-backup/holdfast/internal/clock"
+	"github.com/holdfast-backup/holdfast/internal/direct"
 )
 
 func (a *app) restoreCmd() *cobra.Command {
@@ -226,7 +227,7 @@ func createOutput(format, path string, d holdfast.Disk) (output, error) {
 	if err := f.Truncate(d.Size); err != nil {
 		return nil, errors.Join(fileError(err), f.Close(), os.Remove(path))
 	}
-	return &rawFile{File: f}, nil
+	return &rawFile{File: f, d: direct.New(f, true)}, nil
 }
 
 // leftover explains a file that an earlier export left.
@@ -254,19 +255,22 @@ func fileError(err error) error {
 // A rawFile is a sparse image: what is never written reads as zeros.
 type rawFile struct {
 	*os.File
+	d    *direct.File // large pieces go past the page cache
 	done bool
 }
+
+func (f *rawFile) WriteAt(p []byte, off int64) (int, error) { return f.d.WriteAt(p, off) }
 
 func (f *rawFile) Finish() error {
 	err := f.Sync()
 	f.done = true
-	return errors.Join(err, f.Close())
+	return errors.Join(err, f.d.Close(), f.Close())
 }
 
 func (f *rawFile) Abort() error {
 	var err error
 	if !f.done {
-		err = f.Close()
+		err = errors.Join(f.d.Close(), f.Close())
 	}
 	return errors.Join(err, remove(f.Name()))
 }

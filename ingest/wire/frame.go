@@ -60,7 +60,8 @@ type frame struct {
 }
 
 // frameSizes are the capacities kept in pools: at most twice what a frame needs, so that counted bytes bound real memory.
-var frameSizes = [...]int{512, 4 << 10, 16 << 10, 32 << 10, 64 << 10, 128 << 10, 256 << 10, 512 << 10, 768 << 10, headerLen + MaxFrame}
+var frameSizes = [...]int{512, 4 << 10, 16 << 10, 32 << 10, 64 << 10, 128 << 10, 192 << 10, 256 << 10, 320 << 10, 384 << 10, 448 << 10, 512 << 10,
+	768 << 10, 1 << 20, headerLen + MaxFrame}
 
 var framePools [len(frameSizes)]sync.Pool
 

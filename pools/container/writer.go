@@ -9,12 +9,12 @@ import (
 )
 
 const (
-	flushAt   = 2 << 20 // a full buffer is written from here on
+	flushAt   = 1 << 20 // a full buffer is written from here on
 	writeUnit = 1 << 20 // every write but the last starts at and has a multiple of it, so that direct I/O is possible
 	bufferCap = flushAt + maxRecord
 )
 
-// A Writer appends groups to one container. It buffers at most about 3 MiB. Not safe for concurrent use. After an error the
+// A Writer appends groups to one container. It buffers at most about 2 MiB. Not safe for concurrent use. After an error the
 // container is lost: drop the file and write its content anew.
 type Writer struct {
 	w      io.Writer

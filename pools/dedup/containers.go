@@ -93,6 +93,7 @@ func (p *Pool) addRecord(r *contRecord, own *session) *cont {
 func (p *Pool) unindex(c *cont) {
 	p.slots[c.slot] = nil
 	delete(p.byID, c.id)
+	p.retired[c.id] = struct{}{}
 }
 
 // sweepIndex removes the entries of containers that are out of the index, one shard at a time so that look-ups never wait long.
@@ -158,11 +159,11 @@ func (p *Pool) footerFrom(c *cont, r blob.Reader) (*container.Footer, error) {
 	return f, nil
 }
 
-// footerCacheBytes bounds the footers in memory: those of about 40 GiB of stored chunks at 64 KiB each.
-const footerCacheBytes = 64 << 20
+// footerCacheBytes bounds the footers in memory: those of about 20 GiB of chunks at 64 KiB each.
+const footerCacheBytes = 16 << 20
 
 // groupCacheBytes bounds the decoded groups of recipe nodes in memory.
-const groupCacheBytes = 32 << 20
+const groupCacheBytes = 8 << 20
 
 // footerCache keeps footers by slot.
 type footerCache struct{ lru[uint32, *container.Footer] }

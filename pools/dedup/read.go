@@ -11,8 +11,10 @@ import (
 	"sync/atomic"
 
 	"github.com/holdfast-backup/holdfast"
+	"github.com/holdfast-backup/holdfast/internal/direct"
 	"github.com/holdfast-backup/holdfast/pools/blob"
 	"github.com/holdfast-backup/holdfast/pools/container"
+	"github.com/holdfast-backup/holdfast/pools/seal"
 )
 
 // Bounds of a read.
@@ -20,10 +22,10 @@ const (
 	windowBytes  = 1 << 30   // of the disk are planned at once, and read in the containers' order
 	windowRefs   = 32 << 10  // or so many refs: 3 MiB of plan
 	joinGap      = 256 << 10 // unwanted bytes between two groups that are read along rather than sought over
-	joinBytes    = 4 << 20   // of one read
+	joinBytes    = 2 << 20   // of one read
 	readers      = 4         // reads under way for one Read
 	queued       = 16        // reads planned ahead
-	readBytesOut = 64 << 20  // parcels' bytes out or under way for one Read: a slow consumer holds up only itself
+	readBytesOut = 64 << 20  // at most: parcels' bytes out or under way for one Read; a slow consumer holds up only itself
 )
 
 // Read implements pools.Set. A planner walks the recipe window by window and sorts each window by container; workers read; the
@@ -38,7 +40,7 @@ func (s *set) Read(ctx context.Context, d holdfast.DiskID, want holdfast.Extents
 		want = want.Normal(t.size)
 		ctx, cancel := context.WithCancel(ctx)
 		rd := &reading{p: s.p, ctx: ctx, tree: t, want: want, order: make(chan *fetch, queued), work: make(chan *fetch, queued)}
-		rd.budget.init(readBytesOut)
+		rd.budget.init(s.p.shape.out())
 		rd.start()
 		defer func() {
 			cancel()
@@ -46,6 +48,14 @@ func (s *set) Read(ctx context.Context, d holdfast.DiskID, want holdfast.Extents
 		}()
 		rd.deliver(yield)
 	}
+}
+
+// out returns how many bytes of parcels are out or under way for one Read: two requests for each reader.
+func (s Shape) out() int64 { return min(readBytesOut, 2*int64(s.Readers)*largestRead(s.Join)) }
+
+// largestRead is the most that one request takes: groups up to join, or one that is longer, and what alignment adds.
+func largestRead(join int64) int64 {
+	return max(join, holdfast.MaxGroupPlain+seal.Overhead) + 2*direct.Align
 }
 
 // A reading is one Read under way.
@@ -243,8 +253,11 @@ func (rd *reading) container(c *cont, footer *container.Footer, file *sharedFile
 			}
 			end = max(end, to)
 		}
+		// Whole pages, so that the medium is read past the page cache.
+		from, end = from&^(direct.Align-1), min((end+direct.Align-1)&^(direct.Align-1), max(file.Size(), end))
 		f := &fetch{c: c, footer: footer, file: file, from: from, pieces: ps[:n:n], done: make(chan struct{})}
-		if err := rd.budget.take(rd.ctx, end-from); err != nil {
+		size := spareSize(int(end - from))
+		if err := rd.budget.take(rd.ctx, int64(size)); err != nil {
 			return err
 		}
 		f.buf = newLoan(rd, int(end-from))
@@ -448,7 +461,7 @@ func (l *loan) hold() { l.refs.Add(1) }
 
 func (l *loan) drop() {
 	if l.refs.Add(-1) == 0 {
-		l.rd.budget.give(int64(len(l.b)))
+		l.rd.budget.give(int64(cap(l.b)))
 		l.rd.p.spares.put(l.b)
 		l.b = nil
 	}
@@ -492,28 +505,46 @@ func (b *budget) give(n int64) {
 
 // spares keeps buffers of ended reads for the next ones.
 type spares struct {
-	mu   sync.Mutex
-	list [][]byte
+	mu    sync.Mutex
+	list  [][]byte
+	bytes int
 }
 
-const maxSpares = 16 // at most 5 MiB each
+const (
+	maxSpareBytes = 16 << 20
+	leastSpare    = 128 << 10
+)
+
+// spareSize is the size of the buffer for n bytes: of few sizes, so that one fits the next read.
+func spareSize(n int) int {
+	size := leastSpare
+	for size < n {
+		size += size / 2 &^ (direct.Align - 1)
+	}
+	return size
+}
 
 func (s *spares) get(n int) []byte {
+	size := spareSize(n)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i := len(s.list) - 1; i >= 0; i-- {
-		if b := s.list[i]; cap(b) >= n {
+		if b := s.list[i]; cap(b) == size {
 			s.list = slices.Delete(s.list, i, i+1)
+			s.bytes -= size
 			return b[:n]
 		}
 	}
-	return make([]byte, n)
+	return direct.Buffer(size)[:n]
 }
 
 func (s *spares) put(b []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.list) < maxSpares {
-		s.list = append(s.list, b)
+	for len(s.list) > 0 && s.bytes+cap(b) > maxSpareBytes {
+		s.bytes -= cap(s.list[0])
+		s.list = slices.Delete(s.list, 0, 1) // the one that was of no use for longest
 	}
+	s.list = append(s.list, b)
+	s.bytes += cap(b)
 }
