@@ -160,3 +160,23 @@ func TestBeforeRecordHearsOfSharedContainers(t *testing.T) {
 		t.Errorf("objects: %q, %v", objects, err)
 	}
 }
+
+// Goal: what a listing left out at open is found when it is needed, and not before it is, twice or after it was removed.
+func TestContainersThatWereNotListedAreFoundWhenNeeded(t *testing.T) {
+	l, store, reopen := storeLab(t, pools.Env{}, OpenOptions{Patient: true})
+	img := noise(rand.New(rand.NewPCG(1, 1)), 1<<20)
+	id := l.must(l.backup(1<<20, holdfast.SetID{}, write{bytes: img}))
+	for _, hidden := range []string{"containers/*/*1", "containers/*/*2", "containers/*/*"} {
+		store.Inject(blob.FaultRule{Verb: blob.VerbList, Glob: hidden, Hidden: true})
+		reopen()
+		l.same(id, img)
+		if n := len(l.p.byID); n != 2 {
+			t.Errorf("%s: %d containers are known", hidden, n)
+		}
+		l.same(id, img)
+		l.collect()
+		l.collect()
+		l.same(id, img)
+		store.Clear()
+	}
+}

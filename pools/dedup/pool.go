@@ -47,8 +47,9 @@ type Pool struct {
 	mu       sync.RWMutex // guards everything below; never held over I/O
 	closed   bool
 	index    table
-	slots    []*cont          // by slot; nil once the container is removed
-	byID     map[uint64]*cont // of those that are not removed
+	slots    []*cont             // by slot; nil once the container is removed
+	byID     map[uint64]*cont    // of those that are not removed
+	retired  map[uint64]struct{} // containers taken out since the pool was opened; their objects may still be there
 	sessions map[*session]struct{}
 	leases   map[*lease]struct{} // of open sets and of sessions' parents
 	sets     map[holdfast.SetID]setSize
@@ -57,6 +58,8 @@ type Pool struct {
 	mark     *marking                    // of the Collect that runs
 	badGen   uint64                      // counts up whenever a chunk is found damaged
 	leftover []*cont                     // removed from the index, their objects could not be removed
+
+	relisting sync.Mutex // held by the one relist that runs
 
 	idMu       sync.Mutex // guards the giving of container ids
 	generation uint32     // 0: none yet
@@ -82,7 +85,7 @@ type diskTree struct {
 func newPool(env pools.Env, m blob.Store, s *superblock) *Pool {
 	p := &Pool{
 		med: m, sb: s, listener: env.Listener, domain: s.Domain(),
-		byID: map[uint64]*cont{}, sessions: map[*session]struct{}{}, leases: map[*lease]struct{}{},
+		byID: map[uint64]*cont{}, retired: map[uint64]struct{}{}, sessions: map[*session]struct{}{}, leases: map[*lease]struct{}{},
 		sets: map[holdfast.SetID]setSize{}, begun: map[holdfast.SetID]struct{}{}, deleted: map[holdfast.SetID]struct{}{},
 	}
 	p.life, p.end = context.WithCancel(context.Background())
@@ -176,6 +179,36 @@ func (p *Pool) adopt(ctx context.Context, id uint64) error {
 	p.addRecord(rec, nil)
 	p.st.put(rec)
 	return nil
+}
+
+// relist takes in containers that the listing left out when the pool was opened, and returns how many. Those that this process sealed
+// it knows, or is about to.
+func (p *Pool) relist(ctx context.Context) (int, error) {
+	p.relisting.Lock()
+	defer p.relisting.Unlock()
+	names, err := p.med.List(ctx, containersDir)
+	if err != nil {
+		return 0, err
+	}
+	p.idMu.Lock()
+	own := p.generation
+	p.idMu.Unlock()
+	var fresh []uint64
+	p.mu.RLock()
+	for _, n := range names {
+		id, ok := containerOfName(n)
+		_, gone := p.retired[id]
+		if ok && !gone && p.byID[id] == nil && (own == 0 || uint32(id>>32) < own) {
+			fresh = append(fresh, id)
+		}
+	}
+	p.mu.RUnlock()
+	for i, id := range fresh {
+		if err := p.adopt(ctx, id); err != nil {
+			return i, err
+		}
+	}
+	return len(fresh), nil
 }
 
 func (p *Pool) loadSets(ctx context.Context) error {

@@ -34,6 +34,8 @@ type resolver struct {
 	cands []candidate
 	locs  []loc
 	held  []*cont
+
+	relisted bool // the store was asked for containers that an earlier listing left out
 }
 
 type candidate struct {
@@ -45,8 +47,32 @@ type candidate struct {
 
 // resolve finds a batch of digests. Fingerprints choose the candidates, the full digests in the containers' footers decide.
 // Candidates are visited container by container. A container whose footer cannot be read fails the call only when reading is its purpose: for
-// reuse its chunks are simply not there.
+// reuse its chunks are simply not there. What is to be read and not there may lie in a container that the listing left out when the pool
+// was opened: patient pools list once more before they give up.
 func (r *resolver) resolve(ctx context.Context, ds []holdfast.Digest, why purpose) error {
+	err := r.look(ctx, ds, why)
+	if why != forReading || !r.p.patient || r.relisted || !r.lacks(ds) {
+		return err
+	}
+	r.relisted = true
+	if n, lerr := r.p.relist(ctx); n == 0 || lerr != nil {
+		return err
+	}
+	return r.look(ctx, ds, why)
+}
+
+// lacks reports whether a chunk of the last batch was not found.
+func (r *resolver) lacks(ds []holdfast.Digest) bool {
+	for i := range ds {
+		if r.hits[i].c == nil && !ds[i].IsZero() {
+			return true
+		}
+	}
+	return false
+}
+
+// look is resolve with what is known.
+func (r *resolver) look(ctx context.Context, ds []holdfast.Digest, why purpose) error {
 	r.release()
 	r.hits = slices.Grow(r.hits[:0], len(ds))[:len(ds)]
 	clear(r.hits)
