@@ -37,6 +37,7 @@ type Daemon struct {
 	cat     *catalog.Catalog
 	auth    *auth.Authority
 	events  *eventLog
+	room    *room
 	shelf   *shelf
 	jobs    *job.Engine
 	ingest  *ingest.Server
@@ -83,6 +84,13 @@ func (d *Daemon) openData() error {
 		return err
 	}
 	d.undo = append(d.undo, lock.Close)
+	d.room = newRoom(func(e holdfast.Event) {
+		if d.events != nil { // what is given up before there is a catalog to tell it
+			d.events.Emit(e)
+		}
+	})
+	d.room.watch(d.c.Data, "the catalog", dataBallast, dataLow)
+	d.room.make()
 	if d.cat, err = catalog.Open(files, "catalog"); err != nil {
 		return err
 	}
@@ -131,7 +139,10 @@ func (d *Daemon) openPools() error {
 	}
 	for _, rec := range recs {
 		d.shelf.add(rec)
+		d.watchPool(rec)
 	}
+	d.room.make() // what a crash left half done must be finished on a full disk too
+	d.wg.Go(d.keepRoom)
 	late, stop := d.c.Clock.After(openWait)
 	defer stop()
 	d.shelf.openAll(d.ctx, &d.wg, late)

@@ -38,6 +38,10 @@ func (k desk) Backup(ctx context.Context, host holdfast.HostID, task holdfast.Ta
 		return ingest.BackupGrant{}, err
 	}
 	over := func(m *holdfast.Manifest) { k.d.jobs.SessionOver(task, no, m) }
+	if err := k.admit(ctx, a.Spec.Pool); err != nil {
+		over(nil)
+		return ingest.BackupGrant{}, err
+	}
 	pool, err := k.d.shelf.Pool(ctx, a.Spec.Pool)
 	if err != nil {
 		over(nil)

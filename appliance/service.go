@@ -334,6 +334,7 @@ func (s *Service) verify(ctx context.Context, rec catalog.Pool, p pools.Pool, se
 
 // CollectPool implements api.Service.
 func (s *Service) CollectPool(ctx context.Context, name string, dryRun bool) (pools.CollectReport, error) {
+	s.d.room.make()
 	rec, p, err := s.findPool(ctx, name)
 	if err != nil {
 		return pools.CollectReport{}, err

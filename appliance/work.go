@@ -113,6 +113,7 @@ func (s *Service) Restore(ctx context.Context, spec api.RestoreSpec) (api.Run, e
 	if _, err := s.d.shelf.Pool(ctx, set.Pool); err != nil {
 		return api.Run{}, err
 	}
+	s.d.room.make()
 	vm := catalog.VM{ID: set.Manifest.VM.ID, Name: set.Manifest.VM.Name, Host: host.ID}
 	v, err := s.d.jobs.Start(ctx, catalog.RunRestore, job.Spec{Pool: set.Pool, Set: set.Manifest.ID, Dir: spec.Dir, Name: spec.Name}, []catalog.VM{vm})
 	return s.showRun(v, err)
@@ -398,6 +399,7 @@ func (s *Service) DeleteSet(ctx context.Context, id string) (api.Set, error) {
 	if err != nil {
 		return out, err
 	}
+	s.d.room.make()
 	// Not stopped half-way because the one who asked has gone.
 	if err := ingest.DeleteSet(context.WithoutCancel(ctx), s.d.cat, set.Pool, p, set.Manifest.ID); err != nil {
 		return out, err
