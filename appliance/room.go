@@ -2,6 +2,7 @@ package appliance
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"sync"
 	"time"
@@ -140,9 +141,20 @@ func (d *Daemon) keepRoom() {
 
 // watchPool begins to look after the disk of a pool in a folder.
 func (d *Daemon) watchPool(rec catalog.Pool) string {
-	dir := pathOf(rec.Config)
+	dir := folderOf(rec.Config)
 	d.room.watch(dir, "pool "+rec.Name, poolBallast, poolLow)
 	return dir
+}
+
+// folderOf returns the folder of a pool that is in one, else "".
+func folderOf(config json.RawMessage) string {
+	var c struct {
+		Path string `json:"path"`
+	}
+	if json.Unmarshal(config, &c) != nil {
+		return ""
+	}
+	return c.Path
 }
 
 // admit refuses a backup into a pool without room.
