@@ -30,7 +30,8 @@ func (a *app) poolMake(verb string) *cobra.Command {
 			return holdfast.Errorf(holdfast.Invalid, "", "%w", err)
 		}
 		s.Name, s.Path = args[0], abs
-		key, err := e.config(c.Context(), a, &s)
+		s.Config = map[string]any{}
+		key, err := e.config(c.Context(), a, s.Config)
 		if err != nil {
 			return err
 		}

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/url"
 	"path/filepath"
+	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -31,19 +32,19 @@ func (e *encryption) flags(c *cobra.Command, verb string) {
 }
 
 // config adds to a pool's config what the flags say. For a new pool it finds or makes the key file.
-func (e *encryption) config(ctx context.Context, a *app, s *api.PoolSpec) (*api.KeyFile, error) {
-	set := func(kind, file string) { s.Config = map[string]any{"encryption": kind, "key_file": file} }
+func (e *encryption) config(ctx context.Context, a *app, config map[string]any) (*api.KeyFile, error) {
+	set := func(kind, file string) { config["encryption"], config["key_file"] = kind, file }
 	switch {
 	case !e.on && e.key == "" && e.passphrase == "":
 		return nil, nil
 	case e.key != "" && e.passphrase != "":
 		return nil, holdfast.Errorf(holdfast.Invalid, "", "both --key-file and --passphrase-file").Advise("choose one; the recovery sheet opens the pool besides")
 	case e.passphrase != "":
-		abs, err := absolute(e.passphrase)
+		abs, err := absoluteFile(e.passphrase)
 		set("passphrase", abs)
 		return nil, err
 	}
-	abs, err := absolute(e.key)
+	abs, err := absoluteFile(e.key)
 	if err != nil {
 		return nil, err
 	}
@@ -62,18 +63,34 @@ func (e *encryption) config(ctx context.Context, a *app, s *api.PoolSpec) (*api.
 	return &f, nil
 }
 
-// tell says what the admin must do now, lest the key be lost with the appliance.
-func (e *encryption) tell(p *printer, pool string, f *api.KeyFile) {
-	if f != nil {
-		p.line("Its key is in %s on the appliance; the key's fingerprint is %s.", cli.Clean(f.File), f.Print)
-	}
-	if e.create && (f != nil || e.passphrase != "") {
-		p.line("Without a key nobody can restore. Print the recovery sheet now: holdfast pool key sheet %s", cli.Clean(pool))
+// encryptFlags describe how a pool is encrypted. The key file is there before the pool is.
+func encryptFlags(a *app, c *cobra.Command) func(kind string, config map[string]any) error {
+	var e encryption
+	e.flags(c, c.Name())
+	return func(_ string, config map[string]any) error {
+		f, err := e.config(c.Context(), a, config)
+		if err != nil || a.json {
+			return err
+		}
+		p := &printer{tw: tabwriter.NewWriter(a.errw, 0, 0, 2, ' ', 0)}
+		e.tell(p, c.Flags().Arg(0), f)
+		if p.err == nil {
+			p.err = p.tw.Flush()
+		}
+		return p.err
 	}
 }
 
-// absolute makes a path one that the daemon understands; "" stays.
-func absolute(p string) (string, error) {
+// tell says what the admin must do now, lest the key be lost with the appliance.
+func (e *encryption) tell(p *printer, pool string, f *api.KeyFile) {
+	if f != nil {
+		p.line("The pool's key is in %s on the appliance; the key's fingerprint is %s.", cli.Clean(f.File), f.Print)
+		p.line("Without a key nobody can restore. When the pool is made, print its recovery sheet: holdfast pool key sheet %s", cli.Clean(pool))
+	}
+}
+
+// absoluteFile makes a path one that the daemon understands; "" stays.
+func absoluteFile(p string) (string, error) {
 	if p == "" {
 		return "", nil
 	}
@@ -121,10 +138,10 @@ func printKeys(p *printer, x api.PoolKeys) {
 func (a *app) poolKeyRotate() *cobra.Command {
 	var r api.KeyRotation
 	c := &cobra.Command{Use: "rotate NAME", Short: "Begin a new data key, and change what opens the pool", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) (err error) {
-		if r.KeyFile, err = absolute(r.KeyFile); err != nil {
+		if r.KeyFile, err = absoluteFile(r.KeyFile); err != nil {
 			return err
 		}
-		if r.PassphraseFile, err = absolute(r.PassphraseFile); err != nil {
+		if r.PassphraseFile, err = absoluteFile(r.PassphraseFile); err != nil {
 			return err
 		}
 		var x api.PoolKeys

@@ -51,8 +51,8 @@ func sheetKey(sheet string) string {
 // Method: the command line against real daemons.
 func TestEncryptedPoolFromMakingToRecovery(t *testing.T) {
 	s := newSite(t)
-	out := s.ok("pool", "create", "vault", "--path", s.path("vault"), "--encrypt")
-	if !strings.Contains(out, "pool key sheet vault") || !strings.Contains(out, filepath.Join(s.data, "keys")) {
+	code, o, out := s.call("", "pool", "create", "vault", "--path", s.path("vault"), "--encrypt")
+	if out += o; code != cli.OK || !strings.Contains(out, "pool key sheet vault") || !strings.Contains(out, filepath.Join(s.data, "keys")) {
 		t.Errorf("%s", out)
 	}
 	s.ok("backup", "db", "--pool", "vault")
