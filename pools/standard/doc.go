@@ -10,7 +10,7 @@
 // record was not written leaves garbage that the next Open removes. Delete removes the record first. Nothing is removed unless every
 // set record could be read and every path is there: an unreadable record costs space, never data.
 //
-// What is kept in memory grows with the number of data files (about 150 bytes each), not with the sets' bytes: records are
+// What is kept in memory grows with the number of data files (about 250 bytes each), not with the sets' bytes: records are
 // read when something needs them (a delete, a collect, usage), maps are streamed.
 //
 // It must not import other drivers, nor anything above the floor of pools.

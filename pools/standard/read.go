@@ -156,7 +156,7 @@ func (k *walker) walk(ctx context.Context, want holdfast.Extents) error {
 		}
 		r, ok, err := k.m.read()
 		if err != nil {
-			return errors.Join(k.flush(), err)
+			return k.last(err)
 		}
 		if !ok {
 			break
@@ -174,10 +174,18 @@ func (k *walker) walk(ctx context.Context, want holdfast.Extents) error {
 			continue
 		}
 		if err := k.run(ctx, &r, want); err != nil {
-			return err
+			return k.last(err)
 		}
 	}
 	return k.flush()
+}
+
+// last hands out what was found before an error.
+func (k *walker) last(err error) error {
+	if e := k.flush(); e != nil {
+		return e
+	}
+	return err
 }
 
 // run adds the wanted pieces of a run.

@@ -195,16 +195,20 @@ func (s *session) Disk(ctx context.Context, id holdfast.DiskID) (pools.DiskWrite
 	if err := s.ready(ctx, op); err != nil {
 		return nil, err
 	}
-	return s.disk(id, op)
+	return s.disk(id, op, false)
 }
 
-func (s *session) disk(id holdfast.DiskID, op string) (*diskWriter, error) {
+// disk makes the writer of a disk; committing says that Commit asks for one that nobody opened.
+func (s *session) disk(id holdfast.DiskID, op string, committing bool) (*diskWriter, error) {
 	i := slices.IndexFunc(s.begun.Disks, func(d holdfast.Disk) bool { return d.ID == id })
 	if i < 0 {
 		return nil, holdfast.Errorf(holdfast.NotExist, op, "set %s has no disk %s", s.begun.ID, id)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.over && !committing {
+		return nil, holdfast.Errorf(holdfast.Invalid, op, "the session of set %s is over", s.begun.ID)
+	}
 	if s.disks[id] != nil {
 		return nil, holdfast.Errorf(holdfast.Exist, op, "disk %s was opened before", id)
 	}
@@ -276,7 +280,7 @@ func (s *session) closed(ctx context.Context, id holdfast.DiskID, op string) (*d
 	s.mu.Unlock()
 	if w == nil {
 		var err error
-		if w, err = s.disk(id, op); err != nil {
+		if w, err = s.disk(id, op, true); err != nil {
 			return nil, err
 		}
 		w.mu.Lock()

@@ -2,6 +2,7 @@ package standard
 
 import (
 	"context"
+	"fmt"
 	"iter"
 	"sync/atomic"
 
@@ -42,6 +43,9 @@ func (p *Pool) openSet(ctx context.Context, id holdfast.SetID) (*set, error) {
 	st := p.sets[id]
 	if st == nil {
 		p.mu.Unlock()
+		if err := p.anyLost(op); err != nil {
+			return nil, err // it may be there: nobody must take it for gone
+		}
 		return nil, holdfast.Errorf(holdfast.NotExist, op, "set %s is not in this pool", id)
 	}
 	p.lease(st)
@@ -111,7 +115,7 @@ func (s *set) disk(id holdfast.DiskID, op string) (int, error) {
 	return 0, holdfast.Errorf(holdfast.NotExist, op, "the set has no disk %s", id)
 }
 
-// Map implements pools.Set. Digests are read from the data files' footers.
+// Map implements pools.Set. Digests are read from the data files' footers; where one is lost, see yieldLost.
 func (s *set) Map(ctx context.Context, id holdfast.DiskID) iter.Seq2[holdfast.Ref, error] {
 	const op = "map disk"
 	return func(yield func(holdfast.Ref, error) bool) {
@@ -157,6 +161,9 @@ func (s *set) yieldRun(ctx context.Context, files []*file, r *run, yield func(ho
 		return yield(holdfast.Ref{Extent: holdfast.Extent{Off: r.off, Len: r.len}}, nil), nil
 	}
 	d, err := s.p.openData(ctx, files[r.file])
+	if holdfast.KindOf(err) == holdfast.Corrupt && err != nil {
+		return yieldLost(files[r.file], r, yield), nil
+	}
 	if err != nil {
 		return false, err
 	}
@@ -172,6 +179,20 @@ func (s *set) yieldRun(ctx context.Context, files []*file, r *run, yield func(ho
 		err = nil
 	}
 	return more, err
+}
+
+// yieldLost yields the refs of a run whose data file is damaged or gone. What the chunks were called nobody knows any more, so
+// they get digests that no chunk has: a read of these bytes fails, and the rest of the disk stays as readable as it is.
+func yieldLost(f *file, r *run, yield func(holdfast.Ref, error) bool) bool {
+	for off := r.off; off < r.end(); {
+		n := min(r.end()-off, holdfast.MaxChunk)
+		d := sum(fmt.Appendf(nil, "lost %s %d", f.key.dataName(0), off))
+		if !yield(holdfast.Ref{Extent: holdfast.Extent{Off: off, Len: n}, Digest: d}, nil) {
+			return false
+		}
+		off += n
+	}
+	return true
 }
 
 // Close implements pools.Set.

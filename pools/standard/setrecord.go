@@ -55,8 +55,16 @@ type fileFact [3]int64
 // titleOf says what the set is, on a line for people.
 func titleOf(m *holdfast.Manifest) string {
 	name := []rune(m.VM.Name)
-	return fmt.Sprintf("holdfast standard set, version 1. VM %s, point in time %s, %s, %d disks. Format: docs/formats/standard.md",
-		strconv.QuoteToGraphic(string(name[:min(len(name), 60)])), m.Created.UTC().Format("2006-01-02 15:04:05 MST"), m.Kind, len(m.Disks))
+	name = name[:min(len(name), 80)]
+	for len(strconv.QuoteToGraphic(string(name))) > maxTitle/2 {
+		name = name[:len(name)-1]
+	}
+	disks := "1 disk"
+	if n := len(m.Disks); n != 1 {
+		disks = fmt.Sprint(n, " disks")
+	}
+	return fmt.Sprintf("holdfast standard set, version 1. VM %s, point in time %s, %s, %s. Format: docs/formats/standard.md",
+		strconv.QuoteToGraphic(string(name)), m.Created.UTC().Format("2006-01-02 15:04:05 MST"), m.Kind, disks)
 }
 
 func (r *setRecord) encode() ([]byte, error) {
