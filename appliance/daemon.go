@@ -43,6 +43,8 @@ type Daemon struct {
 	ingest  *ingest.Server
 	links   *wire.Acceptor
 	service *Service
+	watch   *poolWatch
+	measure *measures
 	api     *api.API
 
 	port   net.Listener
@@ -114,6 +116,7 @@ func (d *Daemon) openEngine() error {
 		return err
 	}
 	d.service = &Service{d: d, started: d.c.Clock.Now().UTC()}
+	d.watch, d.measure = newPoolWatch(d.service), newMeasures()
 	d.ingest = ingest.NewServer(ingest.Options{Catalog: d.cat, Desk: desk{d}, Clock: d.c.Clock, Listener: d.events.Emit})
 	d.links = wire.NewAcceptor(wire.LinkOptions{Clock: d.c.Clock})
 	d.undo = append(d.undo, func() error {
@@ -146,6 +149,8 @@ func (d *Daemon) openPools() error {
 	late, stop := d.c.Clock.After(openWait)
 	defer stop()
 	d.shelf.openAll(d.ctx, &d.wg, late)
+	d.wg.Go(d.watch.run)
+	d.watch.look()
 	return nil
 }
 

@@ -47,6 +47,14 @@ func (k desk) Backup(ctx context.Context, host holdfast.HostID, task holdfast.Ta
 		over(nil)
 		return ingest.BackupGrant{}, err
 	}
+	rec, err := k.d.service.poolRecord(a.Spec.Pool.String())
+	if err == nil {
+		err = k.d.service.mayWrite(ctx, rec, pool)
+	}
+	if err != nil {
+		over(nil)
+		return ingest.BackupGrant{}, err
+	}
 	vm := holdfast.VMInfo{ID: a.VM, Name: a.VMName}
 	err = k.d.cat.View(func(tx *catalog.Tx) error {
 		rec, err := tx.VM(a.VM)

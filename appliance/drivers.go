@@ -3,9 +3,10 @@ package appliance
 import (
 	"github.com/holdfast-backup/holdfast/pools"
 	"github.com/holdfast-backup/holdfast/pools/dedup"
+	"github.com/holdfast-backup/holdfast/pools/standard"
 )
 
 // Drivers is the one table of the kinds of pool there are.
 func Drivers() pools.Registry {
-	return pools.Registry{dedup.Driver()}
+	return pools.Registry{dedup.Driver(), standard.Driver()}
 }

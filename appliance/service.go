@@ -2,9 +2,6 @@ package appliance
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
-	"fmt"
 	"iter"
 	"net"
 	"os"
@@ -16,7 +13,6 @@ import (
 	"github.com/holdfast-backup/holdfast/appliance/api"
 	"github.com/holdfast-backup/holdfast/appliance/auth"
 	"github.com/holdfast-backup/holdfast/catalog"
-	"github.com/holdfast-backup/holdfast/ingest"
 	"github.com/holdfast-backup/holdfast/pools"
 )
 
@@ -69,11 +65,7 @@ func (s *Service) Status(ctx context.Context) (api.Status, error) {
 		return st, err
 	}
 	st.VMs = len(vms)
-	for _, p := range st.Pools {
-		if p.State != api.PoolOpen {
-			st.Warnings = append(st.Warnings, fmt.Sprintf("pool %s is offline: %s", p.Name, p.Error))
-		}
-	}
+	st.Warnings = append(st.Warnings, poolWarnings(st.Pools)...)
 	if err := s.d.cat.Failed(); err != nil {
 		st.Warnings = append(st.Warnings, "the catalog cannot be written: "+err.Error())
 	}
@@ -118,37 +110,6 @@ func everyPage[T any](c *catalog.Catalog, list func(*catalog.Tx, catalog.Page) (
 	return out, err
 }
 
-// Pools implements api.Service.
-func (s *Service) Pools(ctx context.Context) ([]api.Pool, error) {
-	recs, err := s.poolRecords()
-	if err != nil {
-		return nil, err
-	}
-	out := make([]api.Pool, 0, len(recs))
-	for _, rec := range recs {
-		out = append(out, s.showPool(ctx, rec))
-	}
-	return out, nil
-}
-
-// showPool shows a pool as it is now; one that cannot be opened is offline, which is no error of the listing.
-func (s *Service) showPool(ctx context.Context, rec catalog.Pool) api.Pool {
-	p := api.Pool{ID: rec.ID.String(), Name: rec.Name, Kind: rec.Kind, State: api.PoolOffline, Config: rec.Config, Created: rec.Created}
-	pool, err := s.d.shelf.Pool(ctx, rec.ID)
-	if err == nil {
-		var u pools.Usage
-		if u, err = pool.Usage(ctx); err == nil {
-			p.State, p.Usage, p.Chunking = api.PoolOpen, &u, pool.Traits().Chunking.String()
-			if u.Stored > 0 {
-				p.Ratio = float64(u.Logical) / float64(u.Stored)
-			}
-			return p
-		}
-	}
-	p.Error = err.Error()
-	return p
-}
-
 // findPool returns the pool with the name or id, open.
 func (s *Service) findPool(ctx context.Context, name string) (catalog.Pool, pools.Pool, error) {
 	var rec catalog.Pool
@@ -169,211 +130,6 @@ func advise(err error, hint string) error {
 		return err
 	}
 	return &holdfast.Error{Kind: holdfast.KindOf(err), Hint: hint, Err: err}
-}
-
-// Pool implements api.Service.
-func (s *Service) Pool(ctx context.Context, name string) (api.Pool, error) {
-	rec, _, err := s.findPool(ctx, name)
-	if err != nil && rec.ID.IsZero() {
-		return api.Pool{}, err
-	}
-	return s.showPool(ctx, rec), nil
-}
-
-// CreatePool implements api.Service. The pool is noted before it is made, so that one whose making was cut off can be taken over.
-func (s *Service) CreatePool(ctx context.Context, spec api.PoolSpec) (api.Pool, error) {
-	rec, err := s.newPool(spec)
-	if err != nil {
-		return api.Pool{}, err
-	}
-	drv, err := s.d.c.Drivers.Find(spec.Kind)
-	if err != nil {
-		return api.Pool{}, err
-	}
-	rec.ID = holdfast.PoolID{ID: holdfast.NewID()}
-	if err := drv.Create(ctx, s.d.shelf.envOf(rec.ID), rec.ID, rec.Config); err != nil {
-		if holdfast.KindOf(err) == holdfast.Exist {
-			err = advise(err, "choose an empty folder; a pool that is there already is taken over with 'holdfast pool import'")
-		}
-		return api.Pool{}, err
-	}
-	return s.shelve(ctx, rec)
-}
-
-// newPool makes the record of a pool that is not known yet.
-func (s *Service) newPool(spec api.PoolSpec) (catalog.Pool, error) {
-	const op = "create pool"
-	rec := catalog.Pool{Name: spec.Name, Kind: spec.Kind, Created: s.now(), State: catalog.PoolReady}
-	if strings.TrimSpace(spec.Name) == "" || len(spec.Name) > 64 {
-		return rec, holdfast.Errorf(holdfast.Invalid, op, "a pool's name has 1 to 64 characters")
-	}
-	if !strings.HasPrefix(spec.Path, "/") {
-		return rec, holdfast.Errorf(holdfast.Invalid, op, "the path %q is not absolute", spec.Path).Advise("say in which folder of the appliance the pool shall be, from / on")
-	}
-	config := map[string]any{}
-	for k, v := range spec.Config {
-		config[k] = v
-	}
-	config["path"] = spec.Path
-	if spec.Chunking != "" {
-		config["chunking"] = spec.Chunking
-	}
-	raw, err := json.Marshal(config)
-	if err != nil {
-		return rec, holdfast.Errorf(holdfast.Internal, op, "%w", err)
-	}
-	rec.Config = raw
-	return rec, s.d.cat.View(func(tx *catalog.Tx) error {
-		switch _, err := tx.PoolByName(spec.Name); {
-		case err == nil:
-			return holdfast.Errorf(holdfast.Exist, op, "there is a pool %q already", spec.Name).Advise("choose another name")
-		case !errors.Is(err, holdfast.NotExist):
-			return err
-		}
-		return nil
-	})
-}
-
-// shelve records a pool that is there, in pools.json first, and opens it.
-func (s *Service) shelve(ctx context.Context, rec catalog.Pool) (api.Pool, error) {
-	if err := s.d.shelf.note(rec); err != nil {
-		return api.Pool{}, err
-	}
-	if err := s.d.cat.Update(ctx, func(tx *catalog.Tx) error { return tx.PutPool(rec) }); err != nil {
-		return api.Pool{}, err
-	}
-	s.d.shelf.add(rec)
-	if _, err := s.d.shelf.Pool(ctx, rec.ID); err != nil {
-		return api.Pool{}, err
-	}
-	return s.showPool(ctx, rec), nil
-}
-
-// ImportPool implements api.Service. Importing a pool that is known already under the same name changes nothing.
-func (s *Service) ImportPool(ctx context.Context, spec api.PoolSpec) (api.Pool, error) {
-	const op = "import pool"
-	recs, err := s.poolRecords()
-	if err != nil {
-		return api.Pool{}, err
-	}
-	for _, rec := range recs {
-		if pathOf(rec.Config) == spec.Path {
-			if rec.Name != spec.Name || rec.Kind != spec.Kind {
-				return api.Pool{}, holdfast.Errorf(holdfast.Exist, op, "the pool at %s is known as %q", spec.Path, rec.Name)
-			}
-			return s.showPool(ctx, rec), nil
-		}
-	}
-	rec, err := s.newPool(spec)
-	if err != nil {
-		return api.Pool{}, err
-	}
-	drv, err := s.d.c.Drivers.Find(spec.Kind)
-	if err != nil {
-		return api.Pool{}, err
-	}
-	if rec.ID, err = s.identify(ctx, drv, rec); err != nil {
-		return api.Pool{}, err
-	}
-	return s.shelve(ctx, rec)
-}
-
-// identify finds out the id of a pool that is there: pools.json may know it, else the driver is asked for whatever pool there is.
-func (s *Service) identify(ctx context.Context, drv pools.Driver, rec catalog.Pool) (holdfast.PoolID, error) {
-	ns, err := s.d.shelf.noteds()
-	if err != nil {
-		return holdfast.PoolID{}, err
-	}
-	for _, n := range ns {
-		if n.Kind == rec.Kind && pathOf(n.Config) == pathOf(rec.Config) {
-			return n.ID, nil
-		}
-	}
-	p, err := drv.Open(ctx, s.d.shelf.envOf(holdfast.PoolID{}), holdfast.PoolID{}, rec.Config)
-	if err != nil {
-		return holdfast.PoolID{}, err
-	}
-	id := p.Traits().ID
-	return id, p.Close()
-}
-
-func pathOf(config json.RawMessage) string {
-	var c struct {
-		Path string `json:"path"`
-	}
-	if json.Unmarshal(config, &c) != nil {
-		return "" // a kind of pool without a path
-	}
-	return c.Path
-}
-
-// VerifyPool implements api.Service.
-func (s *Service) VerifyPool(ctx context.Context, name string) (pools.VerifyReport, error) {
-	rec, p, err := s.findPool(ctx, name)
-	if err != nil {
-		return pools.VerifyReport{}, err
-	}
-	return s.verify(ctx, rec, p, nil)
-}
-
-// verify checks a pool, or sets of it, and raises an alarm about damage.
-func (s *Service) verify(ctx context.Context, rec catalog.Pool, p pools.Pool, sets []holdfast.SetID) (pools.VerifyReport, error) {
-	r, err := pools.Verify(ctx, p, pools.VerifyOptions{Sets: sets})
-	if err != nil {
-		return r, err
-	}
-	if r.Damaged == nil {
-		r.Damaged = []pools.Damage{}
-	}
-	for _, dmg := range r.Damaged[:min(len(r.Damaged), 100)] { // the report has all of them
-		s.d.events.Emit(holdfast.Event{Type: holdfast.EventChunkCorrupt, Severity: holdfast.Alarm, Text: "damage in pool " + rec.Name + ": " + dmg.Text,
-			Fields: map[string]string{"pool": rec.Name, "where": dmg.Where, "vm": dmg.VM, "disk": dmg.Disk}})
-	}
-	return r, nil
-}
-
-// CollectPool implements api.Service.
-func (s *Service) CollectPool(ctx context.Context, name string, dryRun bool) (pools.CollectReport, error) {
-	s.d.room.make()
-	rec, p, err := s.findPool(ctx, name)
-	if err != nil {
-		return pools.CollectReport{}, err
-	}
-	c, ok := p.(pools.Collector)
-	if !ok {
-		return pools.CollectReport{}, holdfast.Errorf(holdfast.Unsupported, "collect", "a pool of kind %q gives its space back by itself", rec.Kind)
-	}
-	return c.Collect(ctx, pools.CollectOptions{DryRun: dryRun})
-}
-
-// RebuildCatalog implements api.Service. Sets that the catalog lists and the pool does not have are reported by a later check, not removed.
-func (s *Service) RebuildCatalog(ctx context.Context) (api.Rebuilt, error) {
-	out := api.Rebuilt{Errors: []string{}}
-	recs, err := s.poolRecords()
-	if err != nil {
-		return out, err
-	}
-	if len(recs) == 0 {
-		return out, holdfast.Errorf(holdfast.NotExist, "rebuild catalog", "no pool is known").
-			Advise("take the pools over first: 'holdfast pool import NAME --kind KIND --path DIR'")
-	}
-	for _, rec := range recs {
-		p, err := s.d.shelf.Pool(ctx, rec.ID)
-		if err != nil {
-			out.Errors = append(out.Errors, fmt.Sprintf("pool %s: %v", rec.Name, err))
-			continue
-		}
-		r, err := ingest.Rebuild(ctx, s.d.cat, rec.ID, p)
-		if err != nil {
-			return out, err
-		}
-		out.Sets += r.Added + r.Known
-		out.Added += r.Added
-		if r.Damaged != nil {
-			out.Errors = append(out.Errors, fmt.Sprintf("pool %s: %v", rec.Name, r.Damaged))
-		}
-	}
-	return out, nil
 }
 
 // Hosts implements api.Service.

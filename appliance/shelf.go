@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -31,6 +32,8 @@ type shelf struct {
 	files   fsys.FS
 	opened  func(ctx context.Context, id holdfast.PoolID, p pools.Pool) error // called once for each pool before it is used
 
+	noting sync.Mutex // held while pools.json is changed
+
 	mu    sync.Mutex
 	slots map[holdfast.PoolID]*slot
 }
@@ -42,6 +45,7 @@ type slot struct {
 	pool  pools.Pool // nil while it is not open
 	err   error      // why it is not
 	tried time.Time
+	gone  bool // it was removed; whoever still has the slot must not open it
 }
 
 func newShelf(drivers pools.Registry, files fsys.FS, data string, l holdfast.Listener, c clock.Clock) *shelf {
@@ -58,6 +62,51 @@ func (s *shelf) add(rec catalog.Pool) {
 	}
 }
 
+// remove closes a pool and takes it off the shelf. If it cannot be closed it stays, as it was.
+func (s *shelf) remove(id holdfast.PoolID) error {
+	s.mu.Lock()
+	sl := s.slots[id]
+	s.mu.Unlock()
+	if sl == nil {
+		return nil
+	}
+	sl.turn.Lock()
+	defer sl.turn.Unlock()
+	if sl.pool != nil {
+		if err := sl.pool.Close(); err != nil {
+			return err
+		}
+	}
+	sl.pool, sl.err, sl.gone = nil, holdfast.Errorf(holdfast.NotExist, "open pool", "pool %s was removed", sl.rec.Name), true
+	s.mu.Lock()
+	delete(s.slots, id)
+	s.mu.Unlock()
+	return nil
+}
+
+// change gives a pool another record. Where the config is another one too and the pool is not to be kept open, it is closed, and opened
+// with the new config by whoever asks for it next.
+func (s *shelf) change(rec catalog.Pool, reopen bool) error {
+	s.mu.Lock()
+	sl := s.slots[rec.ID]
+	s.mu.Unlock()
+	if sl == nil {
+		return holdfast.Errorf(holdfast.NotExist, "change pool", "there is no pool %s", rec.ID)
+	}
+	sl.turn.Lock()
+	defer sl.turn.Unlock()
+	if reopen {
+		if sl.pool != nil {
+			if err := sl.pool.Close(); err != nil {
+				return err
+			}
+		}
+		sl.pool, sl.err, sl.tried = nil, nil, time.Time{}
+	}
+	sl.rec = rec
+	return nil
+}
+
 // Pool returns the open pool. Offline if it cannot be opened.
 func (s *shelf) Pool(ctx context.Context, id holdfast.PoolID) (pools.Pool, error) {
 	s.mu.Lock()
@@ -69,6 +118,9 @@ func (s *shelf) Pool(ctx context.Context, id holdfast.PoolID) (pools.Pool, error
 	sl.turn.Lock()
 	defer sl.turn.Unlock()
 	now := s.env.Clock.Now()
+	if sl.gone {
+		return nil, sl.err
+	}
 	if sl.pool == nil && (sl.tried.IsZero() || now.Sub(sl.tried) >= retryOpen) {
 		sl.tried = now
 		sl.pool, sl.err = s.open(ctx, sl.rec)
@@ -100,6 +152,14 @@ func (s *shelf) envOf(id holdfast.PoolID) pools.Env {
 	env := s.env
 	env.StateDir = filepath.Join(s.state, id.String())
 	return env
+}
+
+// dropState removes what a pool kept on the appliance's own disk.
+func (s *shelf) dropState(id holdfast.PoolID) error {
+	if err := os.RemoveAll(s.envOf(id).StateDir); err != nil {
+		return holdfast.Errorf(holdfast.Internal, "remove state", "%w", err)
+	}
+	return nil
 }
 
 // openAll opens every pool, all at once, and waits for them until late.
@@ -174,12 +234,19 @@ func (s *shelf) noteds() ([]noted, error) {
 
 // note writes a pool into pools.json, in place of one of the same id.
 func (s *shelf) note(rec catalog.Pool) error {
+	return s.renote(rec.ID, noted{rec.ID, rec.Name, rec.Kind, rec.Config, rec.Created})
+}
+
+// renote replaces what pools.json says of a pool, with nothing if nothing is given.
+func (s *shelf) renote(id holdfast.PoolID, with ...noted) error {
+	s.noting.Lock()
+	defer s.noting.Unlock()
 	ns, err := s.noteds()
 	if err != nil {
 		return err
 	}
-	ns = slices.DeleteFunc(ns, func(n noted) bool { return n.ID == rec.ID })
-	ns = append(ns, noted{rec.ID, rec.Name, rec.Kind, rec.Config, rec.Created})
+	ns = slices.DeleteFunc(ns, func(n noted) bool { return n.ID == id })
+	ns = append(ns, with...)
 	b, err := json.MarshalIndent(ns, "", "  ")
 	if err != nil {
 		return holdfast.Errorf(holdfast.Internal, "write "+poolsFile, "%w", err)

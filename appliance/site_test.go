@@ -3,7 +3,7 @@ package appliance_test
 import (
 	"bytes"
 	"context"
-
+	"encoding/json"
 	"log/slog"
 	"math/rand/v2"
 	"os"
@@ -219,6 +219,15 @@ func (s *site) follow(r api.Run, err error) api.Run {
 		s.ok(err)
 	}
 	return r
+}
+
+// result reads what a run that ended well has found.
+func (s *site) result(into any, r api.Run) {
+	s.t.Helper()
+	if r.State != api.StateDone {
+		s.t.Fatalf("%+v", r)
+	}
+	s.ok(json.Unmarshal(r.Result, into))
 }
 
 func (s *site) backup(vms ...string) api.Run {

@@ -15,12 +15,14 @@ import (
 	"github.com/holdfast-backup/holdfast/catalog"
 	"github.com/holdfast-backup/holdfast/ingest"
 	"github.com/holdfast-backup/holdfast/ingest/wire"
-	"github.com/holdfast-backup/holdfast/pools"
 )
 
 // Backup implements api.Service.
 func (s *Service) Backup(ctx context.Context, spec api.BackupSpec) (api.Run, error) {
-	rec, _, err := s.findPool(ctx, spec.Pool)
+	rec, p, err := s.findPool(ctx, spec.Pool)
+	if err == nil {
+		err = s.mayWrite(ctx, rec, p)
+	}
 	if err != nil {
 		return api.Run{}, err
 	}
@@ -184,16 +186,16 @@ func (s *Service) showRun(v job.View, err error) (api.Run, error) {
 		return api.Run{}, err
 	}
 	r := api.Run{ID: v.ID.String(), Kind: string(v.Kind), State: string(v.State), Pool: v.Spec.PoolName, Created: v.Created, Ended: v.Ended,
-		Error: failure(v.Error), Tasks: make([]api.Task, 0, len(v.Tasks))}
+		DryRun: v.Spec.DryRun, Result: v.Spec.Result, Error: failure(v.Error), Tasks: make([]api.Task, 0, len(v.Tasks))}
 	for i := range v.Tasks {
 		t := &v.Tasks[i]
 		x := api.Task{ID: t.ID.String(), VM: t.VMName, VMID: t.VM.String(), Host: names[t.Host], State: string(t.State), Set: t.Set.String(),
 			Error: failure(t.Error), Phase: v.Live[t.ID].Phase, Note: v.Live[t.ID].Note}
-		if x.Host == "" {
+		if x.Host == "" && !t.Host.IsZero() {
 			x.Host = t.Host.String()
 		}
 		for _, d := range t.Disks {
-			x.Disks = append(x.Disks, api.Progress{Name: d.Name, Reason: string(d.Reason), Sample: d.Sample})
+			x.Disks = append(x.Disks, api.Progress{Name: d.Name, Reason: string(d.Reason), Unit: v.Live[t.ID].Unit, Sample: d.Sample})
 		}
 		r.Tasks = append(r.Tasks, x)
 	}
@@ -353,36 +355,6 @@ func (s *Service) showSet(set catalog.Set) (out api.Set, err error) {
 		return err
 	})
 	return out, err
-}
-
-// VerifySet implements api.Service. What was found is kept with the set.
-func (s *Service) VerifySet(ctx context.Context, id string) (pools.VerifyReport, error) {
-	set, err := s.findSet(id)
-	if err != nil {
-		return pools.VerifyReport{}, err
-	}
-	rec, p, err := s.findPool(ctx, set.Pool.String())
-	if err != nil {
-		return pools.VerifyReport{}, err
-	}
-	r, err := s.verify(ctx, rec, p, []holdfast.SetID{set.Manifest.ID})
-	if err != nil {
-		return r, err
-	}
-	return r, s.d.cat.Update(ctx, func(tx *catalog.Tx) error {
-		now, err := tx.Set(set.Manifest.ID)
-		if errors.Is(err, holdfast.NotExist) || now.State == catalog.SetDeleting {
-			return nil // deleted meanwhile
-		}
-		if err != nil {
-			return err
-		}
-		now.State, now.VerifiedAt = catalog.SetVerified, s.now()
-		if len(r.Damaged) > 0 {
-			now.State = catalog.SetDamaged
-		}
-		return tx.PutSet(now)
-	})
 }
 
 // DeleteSet implements api.Service.

@@ -3,6 +3,7 @@ package ingest
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/catalog"
@@ -124,36 +125,22 @@ func bury(ctx context.Context, cat *catalog.Catalog, pool pools.Pool, id holdfas
 type RebuildReport struct {
 	Added   int
 	Known   int   // were listed already and are left as they are
+	Gone    int   // were listed, are not in the pool, and are listed no more
 	Damaged error // joins the errors of sets that the pool could not read; nil if there are none
 }
 
-// rebuildBatch is how many sets are added in one transaction.
+// rebuildBatch is how many sets are added, or removed, in one transaction.
 const rebuildBatch = 64
 
-// Rebuild lists in the catalog every set that the pool has. Nothing is removed. The error is the catalog's.
+// Rebuild lists in the catalog every set that the pool has, and forgets those that it lists and the pool does not have: the pool is asked for
+// each of them by id, so that a listing that is late, or a set that cannot be read, loses nothing. The error is the catalog's.
 func Rebuild(ctx context.Context, cat *catalog.Catalog, poolID holdfast.PoolID, pool pools.Pool) (RebuildReport, error) {
 	var r RebuildReport
-	var batch []catalog.Set
-	flush := func() error {
-		defer func() { batch = batch[:0] }()
-		return cat.Update(ctx, func(tx *catalog.Tx) error {
-			for _, s := range batch {
-				_, err := tx.Set(s.Manifest.ID)
-				switch {
-				case err == nil:
-					r.Known++
-				case !errors.Is(err, holdfast.NotExist):
-					return err
-				default:
-					if err := tx.AddSet(s, nil); err != nil {
-						return err
-					}
-					r.Added++
-				}
-			}
-			return nil
-		})
+	listed, err := listedIn(cat, poolID) // before the pool is: a set committed meanwhile must not look gone
+	if err != nil {
+		return r, err
 	}
+	var batch []catalog.Set
 	for m, err := range pool.Sets(ctx) {
 		if ctx.Err() != nil {
 			return r, context.Cause(ctx)
@@ -162,11 +149,90 @@ func Rebuild(ctx context.Context, cat *catalog.Catalog, poolID holdfast.PoolID, 
 			r.Damaged = errors.Join(r.Damaged, err)
 			continue
 		}
+		delete(listed, m.ID)
 		if batch = append(batch, catalog.NewSet(poolID, m)); len(batch) == rebuildBatch {
-			if err := flush(); err != nil {
+			if err := r.add(ctx, cat, batch); err != nil {
 				return r, err
 			}
+			batch = batch[:0]
 		}
 	}
-	return r, flush()
+	if err := r.add(ctx, cat, batch); err != nil {
+		return r, err
+	}
+	return r, r.forget(ctx, cat, pool, listed)
+}
+
+// listedIn returns the sets of a pool that the catalog lists and that nobody is deleting.
+func listedIn(cat *catalog.Catalog, poolID holdfast.PoolID) (map[holdfast.SetID]bool, error) {
+	listed := map[holdfast.SetID]bool{}
+	err := cat.View(func(tx *catalog.Tx) error {
+		for s, err := range tx.Sets(catalog.SetFilter{Pool: poolID}) {
+			if err != nil {
+				return err
+			}
+			if s.State != catalog.SetDeleting {
+				listed[s.Manifest.ID] = true
+			}
+		}
+		return nil
+	})
+	return listed, err
+}
+
+// add lists sets that are not listed.
+func (r *RebuildReport) add(ctx context.Context, cat *catalog.Catalog, batch []catalog.Set) error {
+	return cat.Update(ctx, func(tx *catalog.Tx) error {
+		for _, s := range batch {
+			_, err := tx.Set(s.Manifest.ID)
+			switch {
+			case err == nil:
+				r.Known++
+			case !errors.Is(err, holdfast.NotExist):
+				return err
+			default:
+				if err := tx.AddSet(s, nil); err != nil {
+					return err
+				}
+				r.Added++
+			}
+		}
+		return nil
+	})
+}
+
+// forget takes sets out of the catalog that the pool says it does not have.
+func (r *RebuildReport) forget(ctx context.Context, cat *catalog.Catalog, pool pools.Pool, missing map[holdfast.SetID]bool) error {
+	var gone []holdfast.SetID
+	for id := range missing {
+		set, err := pool.Open(ctx, id)
+		switch {
+		case err == nil:
+			if err := set.Close(); err != nil {
+				return err
+			}
+			r.Known++ // the listing was late
+		case errors.Is(err, holdfast.NotExist):
+			gone = append(gone, id)
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		default:
+			r.Damaged = errors.Join(r.Damaged, err)
+		}
+	}
+	for part := range slices.Chunk(gone, rebuildBatch) {
+		err := cat.Update(ctx, func(tx *catalog.Tx) error {
+			for _, id := range part {
+				if err := tx.DeleteSet(id); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		r.Gone += len(part)
+	}
+	return nil
 }

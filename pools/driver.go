@@ -33,6 +33,8 @@ type Driver struct {
 	// ReplacePath returns config with one path, or other target, called by another name: to where what was at the old one was moved, or
 	// where a pool that is a PathRebuilder is to rebuild it. Nil: the kind has one place only.
 	ReplacePath func(config json.RawMessage, from, to string) (json.RawMessage, error)
+	// AddPath makes an empty place one more path of a closed pool and returns the config that names it too. Nil: the kind's pools do not grow so.
+	AddPath func(ctx context.Context, env Env, id holdfast.PoolID, config json.RawMessage, path string) (json.RawMessage, error)
 }
 
 // A PathRebuilder is a pool that keeps redundancy over several paths: it fills a new, empty one with what was on another, which may be

@@ -10,8 +10,6 @@ import (
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
-
-	"github.com/holdfast-backup/holdfast/pools"
 )
 
 var installErrors = sync.OnceFunc(func() { huma.NewError = humaError })
@@ -40,6 +38,14 @@ type (
 	collectIn         struct {
 		Name   string `path:"name" doc:"name or id"`
 		DryRun bool   `query:"dry_run" doc:"only say what would be freed"`
+	}
+	changeIn struct {
+		Name string `path:"name" doc:"name or id"`
+		Body PoolChange
+	}
+	forgetIn struct {
+		Name   string `path:"name" doc:"name or id"`
+		Forget bool   `query:"forget" doc:"take it off the appliance and keep its data, sets included"`
 	}
 	setsIn struct {
 		VM   string `query:"vm" doc:"only this VM's (name or id)"`
@@ -92,15 +98,24 @@ func (a *API) registerREST() {
 
 	route(a, "GET", "/v1/pools", "List pools", 200, func(ctx context.Context, _ *none) ([]Pool, error) { return list(s.Pools(ctx)) })
 	route(a, "POST", "/v1/pools", "Create a pool", 201, func(ctx context.Context, in *bodyOfType[PoolSpec]) (Pool, error) { return s.CreatePool(ctx, in.Body) })
-	route(a, "POST", "/v1/pools/import", "Take over a pool that is already there", 201, func(ctx context.Context, in *bodyOfType[PoolSpec]) (Pool, error) {
+	route(a, "POST", "/v1/pools/import", "Take over a pool that is already there", 201, func(ctx context.Context, in *bodyOfType[PoolSpec]) (Imported, error) {
 		return s.ImportPool(ctx, in.Body)
 	})
 	route(a, "GET", "/v1/pools/{name}", "Show a pool", 200, func(ctx context.Context, in *byName) (Pool, error) { return s.Pool(ctx, in.Name) })
-	route(a, "POST", "/v1/pools/{name}/verify", "Read a pool back and check every byte", 200, func(ctx context.Context, in *byName) (pools.VerifyReport, error) {
+	route(a, "POST", "/v1/pools/{name}/verify", "Read a pool back and check every byte", 202, func(ctx context.Context, in *byName) (Run, error) {
 		return s.VerifyPool(ctx, in.Name)
 	})
-	route(a, "POST", "/v1/pools/{name}/gc", "Give the space of deleted sets back", 200, func(ctx context.Context, in *collectIn) (pools.CollectReport, error) {
+	route(a, "POST", "/v1/pools/{name}/gc", "Give the space of deleted sets back", 202, func(ctx context.Context, in *collectIn) (Run, error) {
 		return s.CollectPool(ctx, in.Name, in.DryRun)
+	})
+	route(a, "POST", "/v1/pools/{name}/check", "Try the pool's target out in a scratch area beside it", 202, func(ctx context.Context, in *byName) (Run, error) {
+		return s.CheckPool(ctx, in.Name)
+	})
+	route(a, "PATCH", "/v1/pools/{name}", "Change a pool", 200, func(ctx context.Context, in *changeIn) (PoolChanged, error) {
+		return s.SetPool(ctx, in.Name, in.Body)
+	})
+	route(a, "DELETE", "/v1/pools/{name}", "Remove a pool without sets, or forget one", 200, func(ctx context.Context, in *forgetIn) (Pool, error) {
+		return s.DeletePool(ctx, in.Name, in.Forget)
 	})
 
 	route(a, "GET", "/v1/hosts", "List hosts", 200, func(ctx context.Context, _ *none) ([]Host, error) { return list(s.Hosts(ctx)) })
@@ -130,7 +145,7 @@ func (a *API) registerWork() {
 		return s.Run(ctx, in.ID, time.Duration(in.Wait)*time.Millisecond)
 	})
 	route(a, "POST", "/v1/runs/{id}/cancel", "Cancel a run", 202, func(ctx context.Context, in *byID) (Run, error) { return s.CancelRun(ctx, in.ID) })
-	route(a, "POST", "/v1/catalog/rebuild", "Rebuild the catalog from the pools", 200, func(ctx context.Context, _ *none) (Rebuilt, error) {
+	route(a, "POST", "/v1/catalog/rebuild", "Rebuild the catalog from the pools", 202, func(ctx context.Context, _ *none) (Run, error) {
 		return s.RebuildCatalog(ctx)
 	})
 }
@@ -141,7 +156,7 @@ func (a *API) registerSets() {
 		return list(s.Sets(ctx, SetFilter{VM: in.VM, Pool: in.Pool}))
 	})
 	route(a, "GET", "/v1/sets/{id}", "Show a set", 200, func(ctx context.Context, in *byID) (Set, error) { return s.Set(ctx, in.ID) })
-	route(a, "POST", "/v1/sets/{id}/verify", "Read a set back and check every byte", 200, func(ctx context.Context, in *byID) (pools.VerifyReport, error) {
+	route(a, "POST", "/v1/sets/{id}/verify", "Read a set back and check every byte", 202, func(ctx context.Context, in *byID) (Run, error) {
 		return s.VerifySet(ctx, in.ID)
 	})
 	route(a, "DELETE", "/v1/sets/{id}", "Delete a set for good", 200, func(ctx context.Context, in *byID) (Set, error) { return s.DeleteSet(ctx, in.ID) })

@@ -8,7 +8,6 @@ import (
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/ingest/wire"
-	"github.com/holdfast-backup/holdfast/pools"
 )
 
 // Service is what the appliance can do; the assembly implements it. Errors carry a holdfast.Kind. Things are named by name or id;
@@ -20,10 +19,16 @@ type Service interface {
 	Pools(ctx context.Context) ([]Pool, error)
 	Pool(ctx context.Context, name string) (Pool, error)
 	CreatePool(ctx context.Context, s PoolSpec) (Pool, error)
-	// ImportPool takes over a pool that is already there: one whose catalog was lost, or that another appliance made.
-	ImportPool(ctx context.Context, s PoolSpec) (Pool, error)
-	VerifyPool(ctx context.Context, name string) (pools.VerifyReport, error)
-	CollectPool(ctx context.Context, name string, dryRun bool) (pools.CollectReport, error)
+	// ImportPool takes over a pool that is already there, with its own id, and begins to list its sets.
+	ImportPool(ctx context.Context, s PoolSpec) (Imported, error)
+	SetPool(ctx context.Context, name string, c PoolChange) (PoolChanged, error)
+	// DeletePool removes a pool without sets from its place; forget takes it off the appliance and leaves it, and its sets, where they are.
+	DeletePool(ctx context.Context, name string, forget bool) (Pool, error)
+	// VerifyPool, CollectPool, CheckPool, VerifySet and RebuildCatalog start runs; Run.Result has the report at the end: a VerifyReport,
+	// CollectReport, CheckReport or Rebuilt.
+	VerifyPool(ctx context.Context, name string) (Run, error)
+	CollectPool(ctx context.Context, name string, dryRun bool) (Run, error)
+	CheckPool(ctx context.Context, name string) (Run, error)
 
 	Hosts(ctx context.Context) ([]Host, error)
 	EnrollHost(ctx context.Context, name string) (EnrolKey, error)
@@ -39,12 +44,12 @@ type Service interface {
 
 	Sets(ctx context.Context, f SetFilter) ([]Set, error)
 	Set(ctx context.Context, id string) (Set, error)
-	VerifySet(ctx context.Context, id string) (pools.VerifyReport, error)
+	VerifySet(ctx context.Context, id string) (Run, error)
 	DeleteSet(ctx context.Context, id string) (Set, error)
 	// ExportDisk opens a disk for streaming; the stream's form is ingest/wire's parcel stream.
 	ExportDisk(ctx context.Context, id string, disk int) (Export, error)
 
-	RebuildCatalog(ctx context.Context) (Rebuilt, error)
+	RebuildCatalog(ctx context.Context) (Run, error)
 	// Events yields the events after a sequence number and then new ones as they come, until ctx ends.
 	Events(ctx context.Context, after uint64) iter.Seq2[Event, error]
 	// LastEvent returns the newest event's sequence number.

@@ -34,24 +34,71 @@ type (
 	// PoolSpec says what pool to make, or to take over.
 	PoolSpec struct {
 		Name     string         `json:"name" minLength:"1" maxLength:"64"`
-		Kind     string         `json:"kind" doc:"dedup"`
+		Kind     string         `json:"kind" doc:"dedup, standard or object"`
 		Config   map[string]any `json:"config,omitempty" doc:"the kind's own configuration; an unknown key is refused"`
-		Path     string         `json:"path" doc:"absolute folder on the appliance"`
-		Chunking string         `json:"chunking,omitempty" doc:"adaptive (default), variable, fixed-64K to fixed-512K"`
+		Path     string         `json:"path,omitempty" doc:"short for path in config: absolute folder on the appliance"`
+		Chunking string         `json:"chunking,omitempty" doc:"short for chunking in config: adaptive (default), variable, fixed-64K to fixed-512K"`
 	}
 
 	// Pool is a storage pool.
 	Pool struct {
-		ID       string          `json:"id"`
-		Name     string          `json:"name"`
-		Kind     string          `json:"kind"`
-		State    string          `json:"state" doc:"open or offline"`
-		Error    string          `json:"error,omitempty" doc:"why it is offline"`
-		Chunking string          `json:"chunking,omitempty"`
-		Config   json.RawMessage `json:"config,omitempty" doc:"the driver's configuration"`
-		Created  time.Time       `json:"created"`
-		Usage    *pools.Usage    `json:"usage,omitempty"`
-		Ratio    float64         `json:"dedup_ratio,omitempty" doc:"logical bytes per stored byte"`
+		ID          string          `json:"id"`
+		Name        string          `json:"name"`
+		Kind        string          `json:"kind"`
+		State       string          `json:"state" doc:"open or offline"`
+		Error       string          `json:"error,omitempty" doc:"why it is offline"`
+		Maintenance bool            `json:"maintenance,omitempty" doc:"it takes no new backups"`
+		Chunking    string          `json:"chunking,omitempty"`
+		Config      json.RawMessage `json:"config,omitempty" doc:"the driver's configuration, without secrets"`
+		Created     time.Time       `json:"created"`
+		Quota       int64           `json:"quota,omitempty" doc:"bytes that it may take"`
+		Usage       *pools.Usage    `json:"usage,omitempty"`
+		Filled      float64         `json:"filled,omitempty" doc:"how full it is, from 0 to 1, by its quota or its medium"`
+		Referenced  int64           `json:"referenced,omitempty" doc:"bytes of data that the sets refer to; missing while they are counted"`
+		Ratio       float64         `json:"dedup_ratio,omitempty" doc:"virtual bytes of the sets' disks per stored byte"`
+		DataRatio   float64         `json:"data_ratio,omitempty" doc:"bytes of data that the sets refer to per stored byte"`
+	}
+
+	// PoolChange says what to change of a pool; what is not there stays.
+	PoolChange struct {
+		Rename      string           `json:"rename,omitempty" maxLength:"64"`
+		Quota       *int64           `json:"quota,omitempty" doc:"bytes that it may take; 0: no quota"`
+		PathQuotas  map[string]int64 `json:"path_quotas,omitempty" doc:"bytes that it may take on single paths, by path; 0: no quota"`
+		Maintenance *bool            `json:"maintenance,omitempty" doc:"true: no new backups; restores go on"`
+		ReplacePath *PathChange      `json:"replace_path,omitempty"`
+		AddPath     string           `json:"add_path,omitempty" doc:"one more folder"`
+	}
+
+	// PathChange gives one of a pool's paths another place.
+	PathChange struct {
+		From string `json:"from"`
+		To   string `json:"to"`
+	}
+
+	// PoolChanged is a pool after a change.
+	PoolChanged struct {
+		Pool Pool `json:"pool"`
+		Run  *Run `json:"run,omitempty" doc:"that fills the new path"`
+	}
+
+	// Imported is a pool that was taken over.
+	Imported struct {
+		Pool Pool `json:"pool"`
+		Run  Run  `json:"run" doc:"that lists its sets"`
+	}
+
+	// CheckReport is how the target of a pool stood up to the conformance suite.
+	CheckReport struct {
+		Checks int            `json:"checks"`
+		Passed int            `json:"passed"`
+		Failed []CheckFailure `json:"failed"`
+		Left   []string       `json:"left" doc:"what could not be cleaned up"`
+	}
+
+	// CheckFailure is one check that failed.
+	CheckFailure struct {
+		Name string `json:"name"`
+		Text string `json:"text"`
 	}
 
 	// HostSpec names a host that is to be enrolled.
@@ -153,13 +200,16 @@ type (
 	// Run is one execution of a job.
 	Run struct {
 		ID      string    `json:"id"`
-		Kind    string    `json:"kind" doc:"backup or restore"`
+		Kind    string    `json:"kind" doc:"backup, restore, verify, collect, check, rebuild, replace-path"`
+		DryRun  bool      `json:"dry_run,omitempty"`
 		State   string    `json:"state" doc:"queued, running, done, partial, failed, cancelled"`
 		Pool    string    `json:"pool,omitempty"`
 		Created time.Time `json:"created"`
 		Ended   time.Time `json:"ended,omitzero"`
 		Error   *Failure  `json:"error,omitempty"`
 		Tasks   []Task    `json:"tasks"`
+
+		Result json.RawMessage `json:"result,omitempty" doc:"what was found: a verify, gc, check or rebuild report"`
 	}
 
 	// Task is one VM's part of a run.
@@ -180,6 +230,7 @@ type (
 	Progress struct {
 		Name   string `json:"name"`
 		Reason string `json:"reason,omitempty" doc:"why the whole disk is read"`
+		Unit   string `json:"unit,omitempty" doc:"what total and done count, where it is not bytes"`
 		holdfast.Sample
 	}
 

@@ -246,6 +246,8 @@ func (e *Engine) Cancel(id holdfast.RunID) error {
 	for _, t := range r.tasks {
 		switch {
 		case t.rec.State.Ended():
+		case t.work != nil:
+			t.stop(errCancelled)
 		case !t.sent, t.host.stream == nil:
 			e.conclude(t, errCancelled, true)
 		default:

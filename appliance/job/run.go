@@ -1,6 +1,7 @@
 package job
 
 import (
+	"context"
 	"encoding/json"
 	"slices"
 	"time"
@@ -18,6 +19,8 @@ type Spec struct {
 	Set      holdfast.SetID  `json:"set,omitzero"`   // restore: which
 	Dir      string          `json:"dir,omitempty"`  // restore: folder on the host
 	Name     string          `json:"name,omitempty"` // restore: of the new VM
+	DryRun   bool            `json:"dry_run,omitempty"`
+	Result   json.RawMessage `json:"result,omitempty"` // of a Work that is over: what it found
 }
 
 // A View is a run as it stands, with what only memory knows of it.
@@ -31,6 +34,7 @@ type View struct {
 type Live struct {
 	Phase string
 	Note  string
+	Unit  string // of a Work's progress
 }
 
 // An Assignment is what the data door needs to know of a task that an agent speaks of.
@@ -69,6 +73,9 @@ type task struct {
 	sessionNo int         // counts the task's sessions, so that one that was replaced is not taken for the one that is open
 	concluded bool        // how it ends is decided; it waits for the session to be over
 	verdict   error       // with what, if concluded
+
+	work *Work                   // of a run that the appliance works on itself; then there is no host
+	stop context.CancelCauseFunc // ends the work
 }
 
 func (r *run) view() View {
@@ -78,7 +85,13 @@ func (r *run) view() View {
 		v.Tasks[i].Disks = slices.Clone(v.Tasks[i].Disks)
 	}
 	for _, t := range r.tasks {
-		v.Live[t.rec.ID] = Live{t.phase, t.note}
+		live := Live{Phase: t.phase, Note: t.note}
+		if t.work != nil && !t.rec.State.Ended() {
+			var s holdfast.Sample
+			live.Unit, s = t.work.live()
+			v.Tasks[0].Disks = []catalog.DiskProgress{{Name: t.rec.VMName, Sample: s}}
+		}
+		v.Live[t.rec.ID] = live
 	}
 	return v
 }

@@ -3,60 +3,15 @@ package main
 import (
 	"fmt"
 	"net/url"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
-	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/appliance/api"
 	"github.com/holdfast-backup/holdfast/internal/cli"
 )
 
 func (a *app) poolCmd() *cobra.Command {
-	return cli.Group("pool", "Storage pools", a.poolMake("create"), a.poolMake("import"), a.poolList(), a.poolShow(), a.poolVerify(), a.poolScrub(), a.poolGC(), a.poolKey())
-}
-
-// poolMake is create, and import, which takes over what is there.
-func (a *app) poolMake(verb string) *cobra.Command {
-	short, path, done := "Create a pool", "/v1/pools", "is ready"
-	if verb == "import" {
-		short, path, done = "Take over a pool that is already there", "/v1/pools/import", "is taken over"
-	}
-	var s api.PoolSpec
-	var e encryption
-	c := &cobra.Command{Use: verb + " NAME --kind KIND --path DIR", Short: short, Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
-		abs, err := filepath.Abs(s.Path) // the daemon has another working folder
-		if err != nil {
-			return holdfast.Errorf(holdfast.Invalid, "", "%w", err)
-		}
-		s.Name, s.Path = args[0], abs
-		s.Config = map[string]any{}
-		key, err := e.config(c.Context(), a, s.Config)
-		if err != nil {
-			return err
-		}
-		var x api.Pool
-		if err := a.call(c.Context(), "POST", path, s, &x); err != nil {
-			return err
-		}
-		return a.print(x, func(p *printer) {
-			p.line("Pool %s %s.", cli.Clean(x.Name), done)
-			e.tell(p, x.Name, key)
-			if verb == "import" {
-				p.line("next: holdfast catalog rebuild")
-				return
-			}
-			p.line("next: holdfast host enroll NAME, then holdfast backup VM --pool %s", cli.Clean(x.Name))
-		})
-	}}
-	c.Flags().StringVar(&s.Kind, "kind", "dedup", "kind of pool")
-	c.Flags().StringVar(&s.Path, "path", "", "the pool's folder on the appliance")
-	e.flags(c, verb)
-	if verb == "create" {
-		c.Flags().StringVar(&s.Chunking, "chunking", "", "how disks are cut: adaptive (default), variable, fixed-64K, fixed-128K, fixed-256K, fixed-512K")
-	}
-	_ = c.MarkFlagRequired("path") // fails only for a flag that is not there
-	return c
+	return cli.Group("pool", "Storage pools", a.poolCreate(), a.poolImport(), a.poolList(), a.poolShow(), a.poolSet(), a.poolCheck(), a.poolVerify(), a.poolScrub(), a.poolGC(), a.poolKey(), a.poolDelete())
 }
 
 func (a *app) poolList() *cobra.Command {
@@ -76,7 +31,7 @@ func (a *app) poolList() *cobra.Command {
 					p.row(x.Name, x.Kind, x.State, "", "", "", "", x.Error)
 					continue
 				}
-				p.row(x.Name, x.Kind, x.State, x.Usage.Sets, cli.Size(x.Usage.Logical), cli.Size(x.Usage.Stored), ratio(x.Ratio), cli.Size(x.Usage.Free))
+				p.row(x.Name, x.Kind, poolState(x), x.Usage.Sets, cli.Size(x.Usage.Logical), cli.Size(x.Usage.Stored), ratio(x.Ratio), bytesOrNone(x.Usage.Free))
 			}
 		})
 	}}
@@ -86,7 +41,30 @@ func poolLine(x api.Pool) string {
 	if x.Usage == nil {
 		return x.State + ", " + x.Error
 	}
-	return fmt.Sprintf("%s, %s, %s stored for %s (%s), %s free", x.State, plural(x.Usage.Sets, "set"), cli.Size(x.Usage.Stored), cli.Size(x.Usage.Logical), ratio(x.Ratio), cli.Size(x.Usage.Free))
+	return fmt.Sprintf("%s, %s, %s stored for %s (%s), %s free", poolState(x), plural(x.Usage.Sets, "set"), cli.Size(x.Usage.Stored), cli.Size(x.Usage.Logical), ratio(x.Ratio), bytesOrNone(x.Usage.Free))
+}
+
+// poolState is the state, and what else bears on whether the pool takes backups.
+func poolState(x api.Pool) string {
+	if x.Maintenance {
+		return x.State + ", maintenance"
+	}
+	return x.State
+}
+
+// bytesOrNone shows bytes of a medium, which may have no bound.
+func bytesOrNone(n int64) string {
+	if n < 0 {
+		return "no bound"
+	}
+	return cli.Size(n)
+}
+
+func dataRatio(x api.Pool) string {
+	if x.Referenced == 0 && x.Usage.Sets > 0 {
+		return "being counted"
+	}
+	return ratio(x.DataRatio)
 }
 
 func ratio(r float64) string {
@@ -108,15 +86,20 @@ func (a *app) poolShow() *cobra.Command {
 			p.row("kind", x.Kind)
 			p.row("config", string(x.Config))
 			p.row("chunking", x.Chunking)
-			p.row("state", x.State, x.Error)
+			p.row("state", poolState(x), x.Error)
+			if x.Quota > 0 {
+				p.row("quota", cli.Size(x.Quota))
+			}
 			p.row("created", when(x.Created))
 			if u := x.Usage; u != nil {
 				p.row("sets", u.Sets)
 				p.row("logical", cli.Size(u.Logical))
 				p.row("unique data", cli.Size(u.Data), plural(int(u.Chunks), "chunk"))
-				p.row("stored", cli.Size(u.Stored), ratio(x.Ratio))
+				p.row("physical", cli.Size(u.Stored))
+				p.row("ratio, virtual", ratio(x.Ratio), "virtual size of the disks to stored bytes")
+				p.row("ratio, data", dataRatio(x), "data that the sets refer to, "+cli.Size(x.Referenced)+", to stored bytes")
 				p.row("reclaimable", cli.Size(u.Reclaimable))
-				p.row("free", cli.Size(u.Free), "of "+cli.Size(u.Size))
+				p.row("free", bytesOrNone(u.Free), "of "+bytesOrNone(u.Size), fmt.Sprintf("%.0f %% full", x.Filled*100))
 			}
 		})
 	}}
@@ -124,17 +107,14 @@ func (a *app) poolShow() *cobra.Command {
 
 func (a *app) poolVerify() *cobra.Command {
 	return &cobra.Command{Use: "verify NAME", Short: "Read a pool back and check every byte", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
-		return a.verify(c, "/v1/pools/"+url.PathEscape(args[0])+"/verify", "pool "+args[0])
+		return a.verify(c, "/v1/pools/"+url.PathEscape(args[0])+"/verify")
 	}}
 }
 
-// verify asks for a verification and reports damage as an error.
-func (a *app) verify(c *cobra.Command, path, what string) error {
+// verify asks for a verification; damage is an error.
+func (a *app) verify(c *cobra.Command, path string) error {
 	var r api.VerifyReport
-	if err := a.call(c.Context(), "POST", path, nil, &r); err != nil {
-		return err
-	}
-	err := a.print(r, func(p *printer) {
+	return a.job(c, path, &r, func(p *printer) {
 		p.line("%s, %s, %s read.", plural(r.Sets, "set"), plural(int(r.Chunks), "chunk"), cli.Size(r.Bytes))
 		for _, d := range r.Damaged {
 			p.row("DAMAGED", d.Where, d.VM, d.Disk, d.Set, d.Text)
@@ -143,11 +123,6 @@ func (a *app) verify(c *cobra.Command, path, what string) error {
 			p.line("Everything is as it was written.")
 		}
 	})
-	if err == nil && len(r.Damaged) > 0 {
-		err = holdfast.Errorf(holdfast.Corrupt, "", "%s has %s", what, plural(len(r.Damaged), "damaged part")).
-			Advise("run a new full backup of the virtual machines named; restores of other points are not affected")
-	}
-	return err
 }
 
 func (a *app) poolGC() *cobra.Command {
@@ -158,10 +133,7 @@ func (a *app) poolGC() *cobra.Command {
 			path += "?dry_run=true"
 		}
 		var r api.CollectReport
-		if err := a.call(c.Context(), "POST", path, nil, &r); err != nil {
-			return err
-		}
-		return a.print(r, func(p *printer) {
+		return a.job(c, path, &r, func(p *printer) {
 			verb := "given back"
 			if dry {
 				verb = "would be given back"

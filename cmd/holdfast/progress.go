@@ -149,6 +149,9 @@ func (v *view) render(now time.Time, r api.Run) []string {
 	var lines []string
 	for _, t := range r.Tasks {
 		head := fmt.Sprintf("%s on %s: %s", cli.Clean(t.VM), cli.Clean(t.Host), t.State)
+		if t.Host == "" {
+			head = fmt.Sprintf("%s of %s: %s", r.Kind, cli.Clean(t.VM), t.State)
+		}
 		if t.Phase != "" && !api.Final(t.State) {
 			head += ", " + t.Phase
 		}
@@ -161,7 +164,12 @@ func (v *view) render(now time.Time, r api.Run) []string {
 			if v.disks[key] == nil {
 				v.disks[key] = &track{}
 			}
-			lines = append(lines, "  "+v.disk(d, v.disks[key].rate(now, d.Done)))
+			rate := v.disks[key].rate(now, d.Done)
+			if t.Host == "" {
+				lines = append(lines, "  "+v.steps(d, rate))
+				continue
+			}
+			lines = append(lines, "  "+v.disk(d, rate))
 		}
 	}
 	return lines
@@ -178,6 +186,29 @@ func (v *view) disk(d api.Progress, rate float64) string {
 		eta = "  ETA " + span(time.Duration(float64(left)/rate*float64(time.Second)))
 	}
 	return fmt.Sprintf("%s  %s %3.0f%%  %s of %s  %s/s  sent %s%s", name, v.bar(part), part*100, cli.Size(d.Done), cli.Size(d.Total), cli.Size(int64(rate)), cli.Size(d.Sent), eta)
+}
+
+// steps shows the progress of what the appliance works on itself, in its own unit.
+func (v *view) steps(d api.Progress, rate float64) string {
+	amount := func(n int64) string {
+		if d.Unit == "" {
+			return cli.Size(n)
+		}
+		return strconv.FormatInt(n, 10)
+	}
+	unit, speed := "", cli.Size(int64(rate))+"/s"
+	if d.Unit != "" {
+		unit, speed = " "+cli.Clean(d.Unit), fmt.Sprintf("%.1f/s", rate)
+	}
+	if d.Total <= 0 {
+		return fmt.Sprintf("%s%s  %s", amount(d.Done), unit, speed)
+	}
+	part := min(float64(d.Done)/float64(d.Total), 1)
+	eta := ""
+	if left := d.Total - d.Done; left > 0 && rate > 0 {
+		eta = "  ETA " + span(time.Duration(float64(left)/rate*float64(time.Second)))
+	}
+	return fmt.Sprintf("%s %3.0f%%  %s of %s%s  %s%s", v.bar(part), part*100, amount(d.Done), amount(d.Total), unit, speed, eta)
 }
 
 func (v *view) bar(part float64) string {

@@ -79,10 +79,7 @@ func (a *app) catalogCmd() *cobra.Command {
 		Use: "rebuild", Short: "Rebuild the catalog from the pools, which are the truth", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			var r api.Rebuilt
-			if err := a.call(c.Context(), "POST", "/v1/catalog/rebuild", nil, &r); err != nil {
-				return err
-			}
-			if err := a.print(r, func(p *printer) {
+			if err := a.job(c, "/v1/catalog/rebuild", &r, func(p *printer) {
 				p.line("%s in the pools: %d were missing in the catalog, %d were in it and are gone.", plural(r.Sets, "set"), r.Added, r.Gone)
 				for _, e := range r.Errors {
 					p.row("UNREADABLE", e)

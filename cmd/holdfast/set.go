@@ -73,7 +73,7 @@ func (a *app) setShow() *cobra.Command {
 
 func (a *app) setVerify() *cobra.Command {
 	return &cobra.Command{Use: "verify SET", Short: "Read a set back and check every byte", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
-		return a.verify(c, "/v1/sets/"+url.PathEscape(args[0])+"/verify", "set "+args[0])
+		return a.verify(c, "/v1/sets/"+url.PathEscape(args[0])+"/verify")
 	}}
 }
 

@@ -340,9 +340,15 @@ var errClosed error = holdfast.Errorf(holdfast.Cancelled, "use link", "it was cl
 
 // Abort ends the link now and tells the peer why, if there is a connection. It waits for the link's goroutines.
 func (l *Link) Abort(err error) {
+	if err == nil {
+		err = errAborted
+	}
 	l.die(err, refusal(err), true)
 	l.ended.Wait()
 }
+
+// errAborted is why a link died that was aborted without a reason.
+var errAborted error = holdfast.Errorf(holdfast.Cancelled, "", "the link was aborted")
 
 func refusal(err error) *frame { return control(TypeRefuse, appendFailure(FailureOf(err))) }
 

@@ -206,22 +206,27 @@ func (d *demo) step(name string, do func() (Step, error)) error {
 
 // follow waits for a run and returns its tasks' set.
 func (d *demo) follow(ctx context.Context, r api.Run, err error) (string, error) {
+	if r, err = d.await(ctx, r, err); err != nil {
+		return "", err
+	}
+	return r.Tasks[0].Set, nil
+}
+
+// await waits for a run, which must come to a good end.
+func (d *demo) await(ctx context.Context, r api.Run, err error) (api.Run, error) {
 	for err == nil && !api.Final(r.State) {
 		if ctx.Err() != nil {
-			return "", context.Cause(ctx)
+			return r, context.Cause(ctx)
 		}
 		r, err = d.daemon.Service().Run(ctx, r.ID, 5*time.Second)
 	}
-	if err != nil {
-		return "", err
+	switch {
+	case err != nil || r.State == api.StateDone:
+		return r, err
+	case r.Error != nil:
+		return r, r.Error.Err()
 	}
-	if r.State != api.StateDone {
-		if r.Error != nil {
-			return "", r.Error.Err()
-		}
-		return "", holdfast.Errorf(holdfast.Internal, "demo", "the run ended as %s", r.State)
-	}
-	return r.Tasks[0].Set, nil
+	return r, holdfast.Errorf(holdfast.Internal, "demo", "the run ended as %s", r.State)
 }
 
 // backup backs a VM up and returns the set and its line of the table.
@@ -337,9 +342,11 @@ func same(n int64) Step {
 
 func (d *demo) verify(ctx context.Context) error {
 	return d.step("verify the pool", func() (Step, error) {
-		r, err := d.daemon.Service().VerifyPool(ctx, poolName)
-		if err == nil && len(r.Damaged) > 0 {
-			err = holdfast.Errorf(holdfast.Corrupt, "demo", "%d parts of the pool are damaged", len(r.Damaged))
+		run, err := d.daemon.Service().VerifyPool(ctx, poolName)
+		run, err = d.await(ctx, run, err)
+		var r api.VerifyReport
+		if err == nil {
+			err = json.Unmarshal(run.Result, &r)
 		}
 		return Step{Read: -1, Sent: -1, Stored: -1, Result: fmt.Sprintf("%d chunks are as written", r.Chunks)}, err
 	})

@@ -38,6 +38,7 @@ func Driver() pools.Driver {
 		Destroy:     destroy,
 		Scratch:     scratch,
 		ReplacePath: replacePath,
+		AddPath:     addPath,
 		Create: func(ctx context.Context, env pools.Env, id holdfast.PoolID, config json.RawMessage) error {
 			c, err := readConfig(config)
 			if err != nil {

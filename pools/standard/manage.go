@@ -136,6 +136,24 @@ func replacePath(config json.RawMessage, from, to string) (json.RawMessage, erro
 	return raw, err
 }
 
+// addPath implements pools.Driver.
+func addPath(ctx context.Context, env pools.Env, id holdfast.PoolID, config json.RawMessage, path string) (json.RawMessage, error) {
+	c, err := readConfig(config)
+	if err != nil {
+		return nil, err
+	}
+	added := PathConfig{Path: path}
+	c.Paths = append(c.Paths, added)
+	raw, err := encodeConfig(c)
+	if err == nil {
+		_, err = readConfig(raw) // a path that is there already
+	}
+	if err == nil {
+		err = AddPath(ctx, env, id, config, added)
+	}
+	return raw, err
+}
+
 func encodeConfig(c Config) (json.RawMessage, error) {
 	raw, err := json.Marshal(c)
 	if err != nil {
