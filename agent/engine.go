@@ -19,8 +19,8 @@ const (
 	slabBytes = 4 << 20 // one read, one Ask
 	minSlabs  = 4       // one being read, two being hashed or gathered, one on the way to be answered
 	maxSlabs  = 10
-	// An answer that is waited for so long comes from so far that more questions must be under way: below it, minSlabs carry 0.8 GB/s.
-	farAnswer = 20 * time.Millisecond
+	// An answer that is waited for so long comes from so far that more questions must be under way: below it, minSlabs carry 0.3 GB/s.
+	farAnswer = 50 * time.Millisecond
 	maxRuns   = 1024      // extents that share a slab
 	minRoom   = 128 << 10 // a slab with less room left is full
 )
