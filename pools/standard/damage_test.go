@@ -91,8 +91,8 @@ func TestMissingDataFileIsNamed(t *testing.T) {
 		t.Fatalf("verify by reading: %+v, %v", rep, err)
 	}
 	// An increment that needs the file fails, a full one heals the chain.
-	if _, err := l.backup(128<<10, inc, write{16 << 10, img[:512]}); err != nil && holdfast.KindOf(err) != holdfast.Corrupt {
-		t.Fatal(err)
+	if _, err := l.backup(128<<10, inc, write{16 << 10, img[:512]}); holdfast.KindOf(err) != holdfast.Corrupt || holdfast.HintOf(err) == "" {
+		t.Fatalf("an increment of a damaged set: %v", err)
 	}
 	l.same(l.must(l.backup(128<<10, holdfast.SetID{}, write{0, img})), img)
 }

@@ -142,8 +142,14 @@ func (c *collecting) markMap(ctx context.Context, s blob.Store, name string, fac
 		if err != nil || !ok {
 			return err
 		}
-		if !r.zeros() {
-			marks[files[r.file]].fill(r.first, r.last())
+		if r.zeros() {
+			continue
+		}
+		f := files[r.file]
+		if b := marks[f]; b != nil && int64(r.last()) > f.wrote[2] { // what is not marked would go
+			return mapCorrupt("it names chunk %d of %s, which has %d", r.last()-1, f.key.dataName(0), f.wrote[2])
+		} else if b != nil {
+			b.fill(r.first, r.last())
 		}
 	}
 }

@@ -268,9 +268,31 @@ func (s *session) prepare(ctx context.Context, m *holdfast.Manifest, op string) 
 	}
 	s.discard(ctx, named)
 	for _, f := range sortedFiles(named) {
-		rec.files.add(f.key, f.fact)
+		if err := s.there(ctx, f, op); err != nil {
+			return nil, err
+		}
+		rec.files.add(f.key, f.wrote)
 	}
 	return rec, s.sound(ctx, op)
+}
+
+// there refuses to build on a data file of an earlier set that is gone: a set that cannot be restored is no backup.
+func (s *session) there(ctx context.Context, f *file, op string) error {
+	if f.key.folder == s.folder {
+		return nil
+	}
+	s.p.mu.Lock()
+	name := f.key.dataName(f.gen)
+	s.p.mu.Unlock()
+	st, err := s.p.store(f.key.path, name)
+	if err != nil {
+		return err
+	}
+	ok, err := st.Exists(ctx, name)
+	if err == nil && !ok {
+		return holdfast.Errorf(holdfast.Corrupt, op, "%s, which the set inherits from, is not there any more", name).Advise("back the VM up in full, and verify the pool")
+	}
+	return err
 }
 
 // closed returns the writer of a disk, which must be closed. One that was never opened is opened and closed here.
