@@ -137,7 +137,7 @@ func TestSlabsFollowTheDistanceOfAnswers(t *testing.T) {
 				for range held {
 					<-e.slabs
 				}
-				e.waitFar(func() { time.Sleep(c.wait) })
+				e.waitFar(func() { <-time.After(c.wait) })
 				for range held {
 					e.slabs <- nil
 				}
