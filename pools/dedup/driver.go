@@ -13,8 +13,10 @@ import (
 
 // Config is the driver's configuration.
 type Config struct {
-	Path     string `json:"path"`               // the pool's folder, absolute
-	Chunking string `json:"chunking,omitempty"` // as holdfast.ParseChunking reads it; only Create looks at it
+	Path     string   `json:"path,omitempty"`     // the pool's folder, absolute
+	Paths    []string `json:"paths,omitempty"`    // instead of Path, with Stripe: folders on different disks
+	Stripe   string   `json:"stripe,omitempty"`   // "4+2": data and parity over the paths
+	Chunking string   `json:"chunking,omitempty"` // as holdfast.ParseChunking reads it; only Create looks at it
 	Encryption
 }
 
@@ -36,13 +38,16 @@ func Driver() pools.Driver {
 			if err != nil {
 				return err
 			}
-			fs, err := fsys.CreateOS(c.Path)
-			if err != nil {
-				return classify("create pool", err)
-			}
 			sealing, err := c.Sealing(env)
 			if err != nil {
 				return err
+			}
+			if len(c.Paths) > 0 {
+				return createStriped(ctx, env, id, c, chunking, sealing)
+			}
+			fs, err := fsys.CreateOS(c.Path)
+			if err != nil {
+				return classify("create pool", err)
 			}
 			return CreateSealedOn(ctx, env, fs, id, chunking, sealing)
 		},
@@ -51,13 +56,20 @@ func Driver() pools.Driver {
 			if err != nil {
 				return nil, err
 			}
-			fs, err := fsys.NewOS(c.Path)
-			if err != nil {
-				return nil, classify("open pool", err)
-			}
 			sealing, err := c.Sealing(env)
 			if err != nil {
 				return nil, err
+			}
+			if len(c.Paths) > 0 {
+				p, err := openStriped(ctx, env, id, c, sealing)
+				if err != nil {
+					return nil, err // not p: a nil *StripedPool is not a nil pools.Pool
+				}
+				return p, nil
+			}
+			fs, err := fsys.NewOS(c.Path)
+			if err != nil {
+				return nil, classify("open pool", err)
 			}
 			p, err := OpenSealedOn(ctx, env, fs, id, sealing)
 			if err != nil {
@@ -73,10 +85,8 @@ func readConfig(raw json.RawMessage) (Config, error) {
 	if err := pools.DecodeConfig(raw, &c); err != nil {
 		return c, err
 	}
-	if c.Path == "" {
-		return c, holdfast.Errorf(holdfast.Invalid, "read pool config", "no path").Advise("say in which folder the pool shall be: \"path\"")
-	}
-	return c, nil
+	_, err := c.striped()
+	return c, err
 }
 
 // CreateOn makes a pool in an empty file system and leaves it closed. A place that has anything in it is refused (Exist), except what an

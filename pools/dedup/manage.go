@@ -21,6 +21,9 @@ func identify(ctx context.Context, _ pools.Env, config json.RawMessage) (holdfas
 	if err != nil {
 		return none, err
 	}
+	if len(c.Paths) > 0 {
+		return identifyStriped(ctx, c)
+	}
 	f, err := fsys.NewOS(c.Path)
 	if err != nil {
 		return none, classify("identify pool", err)
@@ -35,6 +38,9 @@ func identify(ctx context.Context, _ pools.Env, config json.RawMessage) (holdfas
 // destroy implements pools.Driver for folders. The superblock's copy goes last: as long as anything is left, the pool can be recognised. The
 // keyring goes first: without it what is left of an encrypted pool is noise.
 func destroy(ctx context.Context, env pools.Env, id holdfast.PoolID, config json.RawMessage) error {
+	if c, err := readConfig(config); err == nil && len(c.Paths) > 0 {
+		return destroyStriped(ctx, id, c)
+	}
 	have, err := identify(ctx, env, config)
 	if err != nil {
 		return err
@@ -86,6 +92,9 @@ func scratch(config json.RawMessage, name string) (json.RawMessage, error) {
 	if err != nil {
 		return nil, err
 	}
+	if len(c.Paths) > 0 {
+		return scratchStriped(c, name)
+	}
 	c.Path = pools.ScratchFolder(c.Path, name)
 	return encodeConfig(c)
 }
@@ -95,6 +104,9 @@ func replacePath(config json.RawMessage, from, to string) (json.RawMessage, erro
 	c, err := readConfig(config)
 	if err != nil {
 		return nil, err
+	}
+	if len(c.Paths) > 0 {
+		return replaceStriped(c, from, to)
 	}
 	if c.Path != from {
 		return nil, holdfast.Errorf(holdfast.NotExist, "replace path", "the pool has no path %s", from).Advise("'holdfast pool show NAME' says where it is")
