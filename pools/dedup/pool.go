@@ -139,10 +139,10 @@ func (p *Pool) load(ctx context.Context) error {
 // unlisted asks for a container that kv knows and the listing does not have: absence from one listing proves nothing.
 func (p *Pool) unlisted(ctx context.Context, r *contRecord) error {
 	there, err := p.med.Exists(ctx, contName(r.id))
-	if err != nil {
+	if ctx.Err() != nil {
 		return err
 	}
-	if there {
+	if there || err != nil { // where nobody can say it, it counts as there: reading will tell
 		p.addRecord(r, nil)
 		return nil
 	}
@@ -226,10 +226,10 @@ func (p *Pool) loadSets(ctx context.Context) error {
 			continue
 		}
 		there, err := p.med.Exists(ctx, setName(id))
-		if err != nil {
+		if ctx.Err() != nil {
 			return err
 		}
-		if there {
+		if there || err != nil { // where nobody can say it, it counts as there: a Collect then fails closed
 			p.sets[id] = setSize{logical: -1}
 		} else {
 			p.st.dropSet(id)

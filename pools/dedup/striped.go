@@ -222,12 +222,12 @@ func (p *StripedPool) Verify(ctx context.Context, o pools.VerifyOptions) (pools.
 	if err != nil || len(o.Sets) > 0 {
 		return rep, err
 	}
+	whole := len(rep.Damaged) == 0 // else the sets that are hit are named already, and the listener heard of each object
 	scrub, err := p.stripe.Scrub(ctx, nil)
 	for _, n := range scrub.Unhealed {
-		if slices.ContainsFunc(rep.Damaged, func(d pools.Damage) bool { return d.Where == n }) {
-			continue // told with the sets that need it
+		if whole {
+			rep.Damaged = append(rep.Damaged, pools.Damage{Where: n, Text: "shards are damaged or missing and could not be written again"})
 		}
-		rep.Damaged = append(rep.Damaged, pools.Damage{Where: n, Text: "shards are damaged or missing and could not be written again"})
 	}
 	return rep, err
 }

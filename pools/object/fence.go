@@ -2,6 +2,7 @@ package object
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -11,6 +12,15 @@ import (
 	"github.com/holdfast-backup/holdfast/pools/blob"
 	"github.com/holdfast-backup/holdfast/pools/blob/s3store"
 )
+
+// A veiled store does not list what is the driver's own: the engine and a stripe need not know it.
+type veiled struct{ blob.Store }
+
+// List implements blob.Store.
+func (v veiled) List(ctx context.Context, folder string) ([]string, error) {
+	names, err := v.Store.List(ctx, folder)
+	return slices.DeleteFunc(names, func(n string) bool { return n == leaseName || blob.In(n, "scratch") }), err
+}
 
 // A fenced store changes nothing unless the lease holds, and lets new objects be retained where the pool says so.
 type fenced struct {

@@ -222,9 +222,9 @@ func (p *place) stores() (stores []blob.Store, names []string) {
 
 func (p *place) store(m *member) blob.Store {
 	if m.l == nil {
-		return p.retry(m)
+		return veiled{p.retry(m)}
 	}
-	return &fenced{Store: p.retry(m), l: m.l, k: m.keep}
+	return &fenced{Store: veiled{p.retry(m)}, l: m.l, k: m.keep}
 }
 
 // open returns what the engine runs on. A stripe that is new is made.

@@ -173,6 +173,23 @@ func (p *Pool) retain(ctx context.Context, name string, want s3store.Lock) error
 	return p.pl.everywhere(ctx, func(k *keeper) error { return k.retain(ctx, name, want) })
 }
 
+// Verify implements pools.Verifier. Of a stripe it reads all shards, parity too, after what every pool verifies, and heals what is bad: only what could not
+// be healed is damage.
+func (p *Pool) Verify(ctx context.Context, o pools.VerifyOptions) (pools.VerifyReport, error) {
+	rep, err := p.Pool.Verify(ctx, o)
+	if err != nil || len(o.Sets) > 0 || p.pl.stripe == nil {
+		return rep, err
+	}
+	whole := len(rep.Damaged) == 0 // else the sets that are hit are named already, and the listener heard of each object
+	scrub, err := p.pl.stripe.Scrub(ctx, nil)
+	for _, n := range scrub.Unhealed {
+		if whole {
+			rep.Damaged = append(rep.Damaged, pools.Damage{Where: n, Text: "shards are damaged or missing and could not be written again"})
+		}
+	}
+	return rep, err
+}
+
 // RebuildPath implements pools.PathRebuilder: the bucket to gets its shard of every object in the stead of the bucket from, while the pool is in use.
 func (p *Pool) RebuildPath(ctx context.Context, from, to string, progress func(done, all int64)) error {
 	const op = "rebuild bucket"
