@@ -110,7 +110,7 @@ func (e *engine) close() {
 
 // work hashes slabs and encodes groups. Groups first: they are nearer to the end of the pipeline.
 func (e *engine) work() {
-	var encoders [chunk.LevelBetter + 1]*chunk.Encoder
+	var encoders [chunk.LevelBest + 1]*chunk.Encoder
 	encode := func(s *slot) {
 		if encoders[s.level] == nil {
 			encoders[s.level] = chunk.NewEncoder(s.level)

@@ -38,6 +38,9 @@ const (
 
 // Feature bits this version knows.
 const (
+	// CompatDense says that the groups were encoded as well as can be: writing the container anew would gain nothing.
+	CompatDense = 1 << 0
+
 	knownReadCompat = 0
 	incompatSealed  = 1 << 0 // the payloads are encrypted
 	knownIncompat   = incompatSealed

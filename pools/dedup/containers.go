@@ -26,6 +26,9 @@ type cont struct {
 	dead  bitmap   // condemned chunks. Guarded by Pool.mu
 	bad   bitmap   // damaged chunks. Guarded by Pool.mu
 
+	age   uint8       // Collects of this process it has lived through, up to idleAge. Guarded by Pool.mu
+	dense atomic.Bool // it is known that Recompress would gain nothing
+
 	refs atomic.Int32 // one is the pool's; at zero the object is removed
 }
 

@@ -81,7 +81,11 @@ func (p *packer) open() error {
 	if err != nil {
 		return err
 	}
-	p.cur = &filling{id: id, obj: obj, w: container.NewSealedWriter(obj, container.Header{ID: id, Pool: p.s.p.sb.Pool}, p.buf, cipher)}
+	h := container.Header{ID: id, Pool: p.s.p.sb.Pool}
+	if p.s.dense {
+		h.Compat |= container.CompatDense
+	}
+	p.cur = &filling{id: id, obj: obj, w: container.NewSealedWriter(obj, h, p.buf, cipher)}
 	p.buf = nil
 	return nil
 }

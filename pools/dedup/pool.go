@@ -40,7 +40,10 @@ type Pool struct {
 	hashers   sync.Pool // *holdfast.Hasher
 	decoders  sync.Pool // *chunk.Decoder
 	encoders  sync.Pool // *chunk.Encoder
-	spares    spares    // buffers of reads
+
+	denseEncoders sync.Pool // *chunk.Encoder of Recompress
+
+	spares spares // buffers of reads
 
 	collecting sync.Mutex // held by the one Collect or Verify that runs
 
@@ -93,6 +96,7 @@ func newPool(env pools.Env, m blob.Store, s *superblock) *Pool {
 	p.groups.init(groupCacheBytes)
 	p.hashers.New = func() any { return p.domain.Hasher() }
 	p.encoders.New = func() any { return chunk.NewEncoder(chunk.LevelDefault) }
+	p.denseEncoders.New = func() any { return chunk.NewEncoder(chunk.LevelBest) }
 	p.decoders.New = func() any { return chunk.NewDecoder() }
 	return p
 }

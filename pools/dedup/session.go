@@ -23,6 +23,7 @@ type session struct {
 	enc    *chunk.Encoder     // guarded by mu; made when the first node comes
 	dec    *chunk.Decoder     // guarded by mu
 
+	dense bool    // its containers' groups are encoded as well as can be
 	owned []*cont // that this session sealed; guarded by Pool.mu
 
 	pinMu sync.Mutex
@@ -240,6 +241,7 @@ func (s *session) commit(ctx context.Context, m holdfast.Manifest) (*setRecord, 
 		if err != nil {
 			return nil, err
 		}
+		names = append(append(names, superblockName, superblockCopy), s.p.keyObjects()...)
 		if err := s.p.before(ctx, names); err != nil {
 			return nil, err
 		}
