@@ -135,7 +135,11 @@ func TestBeforeRecordHearsOfSharedContainers(t *testing.T) {
 	var heard []string
 	var refuse error
 	l, _, _ := storeLab(t, pools.Env{}, OpenOptions{BeforeRecord: func(_ context.Context, names []string) error {
-		heard = names
+		all := len(names)
+		heard = slices.DeleteFunc(names, func(n string) bool { return !blob.In(n, containersDir) })
+		if all != len(heard)+2 {
+			t.Errorf("%d names, not those of the containers and the superblocks", all)
+		}
 		return refuse
 	}})
 	img := noise(rand.New(rand.NewPCG(1, 1)), 256<<10)

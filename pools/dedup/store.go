@@ -43,8 +43,8 @@ type OpenOptions struct {
 	// Shape is how reads are cut; the zero value is right for disks.
 	Shape Shape
 	// BeforeRecord is called for each set when its containers are sealed and its record is about to be written, with the names
-	// of all containers it needs, others' included. Its error fails the Commit. Nil: nothing is called, and the recipe is not walked.
-	BeforeRecord func(ctx context.Context, containers []string) error
+	// of all other objects it needs, as Objects returns them. Its error fails the Commit. Nil: nothing is called, and the recipe is not walked.
+	BeforeRecord func(ctx context.Context, objects []string) error
 
 	ownerFile bool // the count of generations is in the object OWNER, as it always was in folders
 	// Closers are closed in reverse order when the pool is, also where OpenStore fails, but after what the engine itself closes. The store is not closed

@@ -38,7 +38,11 @@ func newLab(t *testing.T, p pools.Pool) *lab {
 	return &lab{t: t, ctx: background, p: p, disk: holdfast.DiskID{ID: holdfast.NewID()}}
 }
 
-const labChunk = 16 << 10
+const (
+	labChunk = 16 << 10
+	labVM    = "payroll-db-07"
+	labDisk  = "salaries-2026.vhdx"
+)
 
 func noise(seed uint64, n int) []byte {
 	rng := rand.New(rand.NewPCG(seed, 0))
@@ -51,8 +55,8 @@ func noise(seed uint64, n int) []byte {
 
 // backup stores bytes at an offset of a disk that inherits from the parent.
 func (l *lab) backup(size int64, parent holdfast.SetID, off int64, data []byte) (holdfast.SetID, error) {
-	m := holdfast.Manifest{ID: holdfast.SetID{ID: holdfast.NewID()}, Kind: holdfast.Full, Parent: parent, VM: holdfast.VMInfo{ID: holdfast.VMID{ID: holdfast.NewID()}, Name: "vm"},
-		Disks: []holdfast.Disk{{ID: l.disk, Name: "disk.vhdx", Size: size, Inherit: !parent.IsZero()}}}
+	m := holdfast.Manifest{ID: holdfast.SetID{ID: holdfast.NewID()}, Kind: holdfast.Full, Parent: parent, VM: holdfast.VMInfo{ID: holdfast.VMID{ID: holdfast.NewID()}, Name: labVM},
+		Disks: []holdfast.Disk{{ID: l.disk, Name: labDisk, Size: size, Inherit: !parent.IsZero()}}}
 	if !parent.IsZero() {
 		m.Kind = holdfast.Incremental
 	}
