@@ -1,14 +1,22 @@
 #!/usr/bin/env bash
-# Runs every fuzz target of the module for a while each.   scripts/fuzz.sh [TIME, default 20s]
+# Runs every fuzz target of the module for a while each, one on each core.   scripts/fuzz.sh [TIME, default 20s]
 # Go's fuzzer takes one target a run; the targets are found by name.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-time=${1:-20s}; n=0
-while IFS=: read -r file _ rest; do
-  name=$(sed -E 's/^func (Fuzz[A-Za-z0-9_]*).*/\1/' <<<"$rest")
-  echo "fuzz ./$(dirname "$file") $name $time"
-  go test "./$(dirname "$file")" -run '^$' -fuzz "^$name\$" -fuzztime "$time" -fuzzminimizetime 10x >/tmp/fuzz.$$ 2>&1 || { cat /tmp/fuzz.$$; exit 1; }
-  tail -n 2 /tmp/fuzz.$$ | head -n 1; n=$((n+1))
-done < <(git ls-files -co --exclude-standard '*_test.go' | xargs grep -nE '^func Fuzz' | sort)
-rm -f /tmp/fuzz.$$
-echo "$n fuzz targets"
+export TIME=${1:-20s}
+one() {
+  local out; out=$(mktemp)
+  if go test "$1" -run '^$' -fuzz "^$2\$" -fuzztime "$TIME" -fuzzminimizetime 10x -parallel 1 >"$out" 2>&1; then
+    echo "ok    $1 $2  $(grep 'elapsed' "$out" | tail -n 1 | sed 's/^fuzz: //')"
+  else
+    echo "FAIL  $1 $2"; cat "$out"; rm -f "$out"; return 1
+  fi
+  rm -f "$out"
+}
+export -f one
+targets=$(git ls-files -co --exclude-standard '*_test.go' | xargs grep -nE '^func Fuzz' |
+  sed -E 's#^(([^:]*)/)?[^:/]*:[0-9]+:func (Fuzz[A-Za-z0-9_]*).*#./\2 \3#' | sort)
+# Test binaries are built before, two builds at once would only wait for each other.
+go vet $(cut -d' ' -f1 <<<"$targets" | sort -u)
+xargs -P "$(nproc)" -L 1 bash -c 'one "$0" "$1"' <<<"$targets"
+echo "$(wc -l <<<"$targets") fuzz targets"
