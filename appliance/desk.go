@@ -69,7 +69,7 @@ func (k desk) Backup(ctx context.Context, host holdfast.HostID, task holdfast.Ta
 		return ingest.BackupGrant{}, err
 	}
 	return ingest.BackupGrant{
-		Pool: pool, PoolID: a.Spec.Pool, VM: vm, Run: a.Run, HostName: a.HostName, Full: a.Spec.Full,
+		Pool: pool, PoolID: a.Spec.Pool, VM: vm, Run: a.Run, HostName: a.HostName, Full: a.Spec.Full, Compression: a.Spec.Compress,
 		Ended: func(m holdfast.Manifest, err error) {
 			if err != nil {
 				over(nil)

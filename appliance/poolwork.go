@@ -110,6 +110,26 @@ func (s *Service) CollectPool(ctx context.Context, name string, dryRun bool) (ap
 	})
 }
 
+// RecompressPool implements api.Service.
+func (s *Service) RecompressPool(ctx context.Context, name string, limit int64) (api.Run, error) {
+	rec, p, err := s.findPool(ctx, name)
+	if err != nil {
+		return api.Run{}, err
+	}
+	c, ok := p.(pools.Recompressor)
+	if !ok {
+		return api.Run{}, holdfast.Errorf(holdfast.Unsupported, "recompress", "a pool of kind %q keeps bytes as they came", rec.Kind)
+	}
+	if err := s.mayWrite(ctx, rec, p); err != nil {
+		return api.Run{}, err
+	}
+	return s.work(ctx, job.RunRecompress, job.Spec{Pool: rec.ID, PoolName: rec.Name}, "pool "+rec.Name, func(ctx context.Context, w *job.Work) (any, error) {
+		r, err := c.Recompress(ctx, pools.RecompressOptions{Limit: limit, Progress: w.Progress})
+		s.d.watch.look()
+		return r, err
+	})
+}
+
 // RebuildCatalog implements api.Service.
 func (s *Service) RebuildCatalog(ctx context.Context) (api.Run, error) {
 	recs, err := s.poolRecords()

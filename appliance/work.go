@@ -34,7 +34,7 @@ func (s *Service) Backup(ctx context.Context, spec api.BackupSpec) (api.Run, err
 	if err != nil {
 		return api.Run{}, err
 	}
-	v, err := s.d.jobs.Start(ctx, catalog.RunBackup, job.Spec{Pool: rec.ID, PoolName: rec.Name, Full: spec.Full}, vms)
+	v, err := s.d.jobs.Start(ctx, catalog.RunBackup, job.Spec{Pool: rec.ID, PoolName: rec.Name, Full: spec.Full, Compress: spec.Compression}, vms)
 	return s.showRun(v, err)
 }
 
@@ -209,7 +209,7 @@ func failure(e *catalog.TaskError) *api.Failure {
 	return &api.Failure{Code: e.Kind.Code(), Message: e.Message, Hint: e.Hint}
 }
 
-// Sets implements api.Service. A name chooses every virtual machine that has, or had, it.
+// Sets implements api.Service. A name chooses the virtual machine that has it, or had it when its sets were made; if several do, the error lists them.
 func (s *Service) Sets(_ context.Context, f api.SetFilter) ([]api.Set, error) {
 	var out []api.Set
 	err := s.d.cat.View(func(tx *catalog.Tx) error {
@@ -239,6 +239,9 @@ func (s *Service) Sets(_ context.Context, f api.SetFilter) ([]api.Set, error) {
 				out = append(out, show(set))
 			}
 		}
+		if err := oneVMOf(f.VM, out); err != nil {
+			return err
+		}
 		if !found {
 			if _, err := tx.FindVMs(f.VM); err != nil {
 				return advise(err, "'holdfast vm list' shows the virtual machines of every host")
@@ -247,6 +250,23 @@ func (s *Service) Sets(_ context.Context, f api.SetFilter) ([]api.Set, error) {
 		return nil
 	})
 	return out, err
+}
+
+// oneVMOf refuses sets of several virtual machines that somebody meant with one name.
+func oneVMOf(name string, sets []api.Set) error {
+	seen := map[string]bool{}
+	var list []string
+	for _, x := range sets {
+		if !seen[x.VMID] {
+			seen[x.VMID] = true
+			list = append(list, fmt.Sprintf("%s of host %s", x.VMID, x.Host))
+		}
+	}
+	if name == "" || len(list) < 2 {
+		return nil
+	}
+	return holdfast.Errorf(holdfast.Invalid, "list sets", "there are sets of %d virtual machines called %q: %s", len(list), name, strings.Join(list, ", ")).
+		Advise("name the one you mean by its id")
 }
 
 // vmMatcher returns whether a set is of the VM that somebody named.

@@ -39,6 +39,10 @@ type (
 		Name   string `path:"name" doc:"name or id"`
 		DryRun bool   `query:"dry_run" doc:"only say what would be freed"`
 	}
+	recompressIn struct {
+		Name  string `path:"name" doc:"name or id"`
+		Limit int64  `query:"limit" minimum:"0" doc:"stop after so many stored bytes; 0: do everything"`
+	}
 	changeIn struct {
 		Name string `path:"name" doc:"name or id"`
 		Body PoolChange
@@ -107,6 +111,9 @@ func (a *API) registerREST() {
 	})
 	route(a, "POST", "/v1/pools/{name}/gc", "Give the space of deleted sets back", 202, func(ctx context.Context, in *collectIn) (Run, error) {
 		return s.CollectPool(ctx, in.Name, in.DryRun)
+	})
+	route(a, "POST", "/v1/pools/{name}/recompress", "Encode what has come to stay with fewer bytes", 202, func(ctx context.Context, in *recompressIn) (Run, error) {
+		return s.RecompressPool(ctx, in.Name, in.Limit)
 	})
 	route(a, "POST", "/v1/pools/{name}/check", "Try the pool's target out in a scratch area beside it", 202, func(ctx context.Context, in *byName) (Run, error) {
 		return s.CheckPool(ctx, in.Name)

@@ -24,10 +24,11 @@ type Service interface {
 	SetPool(ctx context.Context, name string, c PoolChange) (PoolChanged, error)
 	// DeletePool removes a pool without sets from its place; forget takes it off the appliance and leaves it, and its sets, where they are.
 	DeletePool(ctx context.Context, name string, forget bool) (Pool, error)
-	// VerifyPool, CollectPool, CheckPool, VerifySet and RebuildCatalog start runs; Run.Result has the report at the end: a VerifyReport,
-	// CollectReport, CheckReport or Rebuilt.
+	// VerifyPool, CollectPool, RecompressPool, CheckPool, VerifySet and RebuildCatalog start runs; Run.Result has the report at the end: a
+	// VerifyReport, CollectReport, RecompressReport, CheckReport or Rebuilt.
 	VerifyPool(ctx context.Context, name string) (Run, error)
 	CollectPool(ctx context.Context, name string, dryRun bool) (Run, error)
+	RecompressPool(ctx context.Context, name string, limit int64) (Run, error)
 	CheckPool(ctx context.Context, name string) (Run, error)
 
 	Hosts(ctx context.Context) ([]Host, error)

@@ -187,6 +187,8 @@ type (
 		VMs  []string `json:"vms" minItems:"1" maxItems:"1000" doc:"names or ids"`
 		Pool string   `json:"pool"`
 		Full bool     `json:"full,omitempty" doc:"read everything"`
+		// Compression is how new bytes are encoded.
+		Compression string `json:"compression,omitempty" enum:"off,fast,default,better,best" doc:"work that new bytes are worth: fast for little, best for slow lines; a pool can recompress later"`
 	}
 
 	// RestoreSpec asks for a VM to be restored now.
@@ -251,8 +253,9 @@ type (
 
 // Reports of pools, under the names that clients of the API use.
 type (
-	VerifyReport  = pools.VerifyReport
-	CollectReport = pools.CollectReport
+	VerifyReport     = pools.VerifyReport
+	CollectReport    = pools.CollectReport
+	RecompressReport = pools.RecompressReport
 )
 
 // States of a Run, and of its Tasks.

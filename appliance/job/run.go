@@ -16,6 +16,7 @@ type Spec struct {
 	Pool     holdfast.PoolID `json:"pool,omitzero"`
 	PoolName string          `json:"pool_name,omitempty"`
 	Full     bool            `json:"full,omitempty"` // backup: read everything
+	Compress string          `json:"compression,omitempty"`
 	Set      holdfast.SetID  `json:"set,omitzero"`   // restore: which
 	Dir      string          `json:"dir,omitempty"`  // restore: folder on the host
 	Name     string          `json:"name,omitempty"` // restore: of the new VM
@@ -71,6 +72,7 @@ type task struct {
 
 	session   func(error) // ends the data session that is open for the task; nil if there is none
 	sessionNo int         // counts the task's sessions, so that one that was replaced is not taken for the one that is open
+	listing   bool        // a restore that is over waits for its host's list of VMs
 	concluded bool        // how it ends is decided; it waits for the session to be over
 	verdict   error       // with what, if concluded
 

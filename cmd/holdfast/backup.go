@@ -28,6 +28,7 @@ func (a *app) backupCmd() *cobra.Command {
 	}
 	c.Flags().StringVar(&s.Pool, "pool", "", "the pool that the sets go to")
 	c.Flags().BoolVar(&s.Full, "full", false, "read the disks whole instead of what changed")
+	c.Flags().StringVar(&s.Compression, "compression", "", "off, fast, default, better or best: how much work new bytes are worth")
 	c.Flags().BoolVar(&detach, "detach", false, "start the run and return")
 	_ = c.MarkFlagRequired("pool") // fails only for a flag that is not there
 	return c

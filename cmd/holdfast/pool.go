@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net/url"
+	"strconv"
 
 	"github.com/spf13/cobra"
 
@@ -11,7 +12,7 @@ import (
 )
 
 func (a *app) poolCmd() *cobra.Command {
-	return cli.Group("pool", "Storage pools", a.poolCreate(), a.poolImport(), a.poolList(), a.poolShow(), a.poolSet(), a.poolCheck(), a.poolVerify(), a.poolScrub(), a.poolGC(), a.poolKey(), a.poolDelete())
+	return cli.Group("pool", "Storage pools", a.poolCreate(), a.poolImport(), a.poolList(), a.poolShow(), a.poolSet(), a.poolCheck(), a.poolVerify(), a.poolScrub(), a.poolGC(), a.poolRecompress(), a.poolKey(), a.poolDelete())
 }
 
 func (a *app) poolList() *cobra.Command {
@@ -144,5 +145,22 @@ func (a *app) poolGC() *cobra.Command {
 		})
 	}}
 	c.Flags().BoolVar(&dry, "dry-run", false, "only say what would be freed")
+	return c
+}
+
+func (a *app) poolRecompress() *cobra.Command {
+	var limit int64
+	c := &cobra.Command{
+		Use: "recompress NAME", Short: "Encode what has come to stay with fewer bytes", Args: cobra.ExactArgs(1),
+		Long: "Encode what has come to stay with fewer bytes. It takes much processor time and can be stopped at any time; the next one goes on.",
+		RunE: func(c *cobra.Command, args []string) error {
+			path := "/v1/pools/" + url.PathEscape(args[0]) + "/recompress?limit=" + strconv.FormatInt(limit<<20, 10)
+			var r api.RecompressReport
+			return a.job(c, path, &r, func(p *printer) {
+				p.line("%s rewritten: %s were %s; %s are still to be done.", plural(r.Containers, "container"), cli.Size(r.After), cli.Size(r.Before), cli.Size(r.Left))
+			})
+		},
+	}
+	c.Flags().Int64Var(&limit, "limit", 0, "stop after so many MiB; 0: do everything")
 	return c
 }
