@@ -88,6 +88,14 @@ func (l *lockedBuffer) String() string {
 func spawn(t *testing.T, name string, args ...string) *proc {
 	t.Helper()
 	p := &proc{t: t, cmd: exec.Command(filepath.Join(bin, name), args...), lines: make(chan string, 1000), stderr: &lockedBuffer{}, done: make(chan struct{})}
+	p.start()
+	return p
+}
+
+// start starts the program and gathers what it prints.
+func (p *proc) start() {
+	t := p.t
+	t.Helper()
 	p.cmd.Stderr = p.stderr
 	out, err := p.cmd.StdoutPipe()
 	if err != nil {
@@ -108,7 +116,6 @@ func spawn(t *testing.T, name string, args ...string) *proc {
 		_ = p.cmd.Wait()
 	}()
 	t.Cleanup(p.kill)
-	return p
 }
 
 // waitLine waits for a line of standard output that starts with prefix.
