@@ -18,6 +18,8 @@ type host struct {
 	queue   []*task // waiting for a turn
 	atWork  []*task // handed to the agent, not ended
 	skipped map[holdfast.VMID][]string
+
+	inventories int // counts those that were recorded
 }
 
 // stream is one connection of an agent for notices.

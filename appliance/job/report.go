@@ -49,6 +49,10 @@ func (e *Engine) Report(id holdfast.HostID, rs []wire.Report) error {
 			if r.Error != nil {
 				err = r.Error.AsError()
 			}
+			if err == nil && t.run.rec.Kind == catalog.RunRestore && t.host.stream != nil {
+				e.listRestored(t)
+				continue
+			}
 			e.conclude(t, err, false)
 		}
 	}
@@ -60,6 +64,44 @@ func (e *Engine) Report(id holdfast.HostID, rs []wire.Report) error {
 		e.persist()
 	}
 	return nil
+}
+
+// listWait is how long the end of a restore waits for its host to list the new VM.
+const listWait = 2 * time.Second
+
+// listRestored ends a restore when its host has said what VMs it has now, so that who sees the end finds the new one in the list. The caller has
+// e.mu.
+func (e *Engine) listRestored(t *task) {
+	if t.listing {
+		return
+	}
+	t.listing = true
+	t.host.stream.push(wire.Notice{Inventory: true})
+	before := t.host.inventories
+	e.wg.Go(func() {
+		late, stop := e.o.Clock.After(listWait)
+		defer stop()
+		for waiting := true; waiting; {
+			e.mu.Lock()
+			changed, now := e.changed, t.host.inventories
+			e.mu.Unlock()
+			if now != before {
+				break
+			}
+			select {
+			case <-changed:
+			case <-late:
+				waiting = false
+			case <-e.ctx.Done():
+				return
+			}
+		}
+		e.mu.Lock()
+		e.conclude(t, nil, false)
+		e.dispatch()
+		e.mu.Unlock()
+		e.persist()
+	})
 }
 
 // committed tells whether the task is a backup whose set is durable.
@@ -191,6 +233,7 @@ func (e *Engine) Inventory(ctx context.Context, id holdfast.HostID, inv wire.Inv
 	}
 	e.mu.Lock()
 	e.host(id).skipped = skipped
+	e.host(id).inventories++
 	close(e.changed)
 	e.changed = make(chan struct{})
 	e.mu.Unlock()
