@@ -28,7 +28,7 @@ type sim struct {
 	pool    *dedup.Pool
 	vms     []simVM
 	step    int
-	steady  bool // no backup is given up in the middle, none repeats old content
+	steady  bool   // no backup is given up in the middle, none repeats old content
 	content uint64 // counts contents, so that no two are alike unless they are meant to be
 
 	mu sync.Mutex // guards the model; a power cut is looked at in whatever goroutine syncs
