@@ -18,7 +18,7 @@ import (
 // Config is the driver's configuration. Keys are given as files or, less well, inline; printed they are "***".
 type Config struct {
 	Endpoint      string         `json:"endpoint"` // URL of the S3 server
-	Bucket        string         `json:"bucket"`
+	Bucket        string         `json:"bucket,omitempty"`
 	Prefix        string         `json:"prefix,omitempty"`        // folder of the bucket that the pool lives in
 	Region        string         `json:"region,omitempty"`        // empty: asked of the server
 	PathStyle     *bool          `json:"path_style,omitempty"`    // https://server/bucket rather than https://bucket.server; not set: by the endpoint

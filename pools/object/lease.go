@@ -119,7 +119,7 @@ func (l *lease) wait(ctx context.Context, a asker, other claim, tag s3store.Tag)
 	const op = "open pool"
 	if a.takeOver != other.Appliance && a.takeOver != other.Host {
 		return holdfast.Errorf(holdfast.Busy, op, "the pool belongs to appliance %s, which renewed its lease last at %s", other.owner(), other.Written.UTC().Format(time.RFC3339)).
-			Advise("close the pool there; if that appliance is gone for good, take the pool over from it: take_over %q", other.Appliance)
+			Advise("close the pool there; if that appliance is gone for good, take the pool over from it: --take-over %s (take_over in the configuration)", other.Appliance)
 	}
 	passed, stop := l.clock.After(leaseTime)
 	defer stop()
