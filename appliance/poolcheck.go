@@ -67,9 +67,10 @@ func (s *Service) check(ctx context.Context, w *job.Work, drv pools.Driver, rec 
 		w.Phase(c.Name)
 		h := &scratchHouse{ctx: ctx, s: s, drv: drv, rec: rec, tag: tag + "-" + strconv.Itoa(i), made: map[pools.Pool]*scratchPool{}}
 		t := &checkLog{}
-		if c.Run(t, pooltest.Harness{New: h.create, Reopen: h.reopen}) {
+		switch passed := c.Run(t, pooltest.Harness{New: h.create, Reopen: h.reopen}); {
+		case passed:
 			r.Passed++
-		} else {
+		case ctx.Err() == nil: // a check that was cut off says nothing
 			r.Failed = append(r.Failed, api.CheckFailure{Name: c.Name, Text: t.text()})
 		}
 		r.Left = append(r.Left, h.clear()...)
@@ -140,10 +141,11 @@ func (h *scratchHouse) create(t pooltest.T) pools.Pool {
 		t.Fatalf("%v", err)
 	}
 	x := &scratchPool{id: holdfast.PoolID{ID: holdfast.NewID()}, config: config}
-	if err := h.drv.Create(h.ctx, h.env(x.id), x.id, x.config); err != nil {
+	h.all = append(h.all, x)
+	// Not cut off half-way: what is there whole can be destroyed.
+	if err := h.drv.Create(context.WithoutCancel(h.ctx), h.env(x.id), x.id, x.config); err != nil {
 		t.Fatalf("create: %v", err)
 	}
-	h.all = append(h.all, x)
 	return h.open(t, x)
 }
 
@@ -175,7 +177,7 @@ func (h *scratchHouse) clear() []string {
 			_ = x.pool.Close() // it is closed already where the check passed
 		}
 		err := h.drv.Destroy(ctx, h.env(x.id), x.id, x.config)
-		if err == nil {
+		if err == nil || holdfast.KindOf(err) == holdfast.NotExist {
 			err = h.s.d.shelf.dropState(x.id)
 		}
 		if err != nil {

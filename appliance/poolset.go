@@ -211,8 +211,11 @@ func (s *Service) replacePath(ctx context.Context, rec catalog.Pool, r api.PathC
 		return &run, rec, err
 	}
 	if id, err := drv.Identify(ctx, s.d.shelf.envOf(rec.ID), next.Config); err != nil || id != rec.ID {
-		return nil, rec, errors.Join(err, holdfast.Errorf(holdfast.Invalid, op, "%s is not where a path of pool %s was moved to", r.To, rec.Name).
-			Advise("move the folder first, whole; its content is not copied for a pool without redundancy"))
+		if err == nil {
+			err = holdfast.Errorf(holdfast.Invalid, "", "the pool there is %s", id)
+		}
+		return nil, rec, holdfast.Errorf(holdfast.Invalid, op, "%s is not where a path of pool %s was moved to: %w", r.To, rec.Name, err).
+			Advise("move the folder first, whole; its content is not copied for a pool without redundancy")
 	}
 	if err := s.idle(rec, op); err != nil {
 		return nil, rec, err
