@@ -159,11 +159,12 @@ type site struct {
 	t                *testing.T
 	dir, data, adata string
 	lab, pool        string
+	place            []string // the flags that name the pool's kind and place
 	addr             string
 	daemon, agent    *proc
 }
 
-// newSite starts a daemon with a dedup pool "main" and an enrolled agent "hv1" over an empty lab.
+// newSite starts a daemon with a pool "main" (dedup, or what HOLDFAST_POOL says) and an enrolled agent "hv1" over an empty lab.
 func newSite(t *testing.T) *site {
 	t.Helper()
 	dir := t.TempDir()
@@ -172,7 +173,8 @@ func newSite(t *testing.T) *site {
 		t.Fatal(err)
 	}
 	s.startDaemon()
-	s.cli("pool", "create", "main", "--kind", "dedup", "--path", s.pool)
+	s.place = place(t, s.pool)
+	s.cli(append([]string{"pool", "create", "main"}, s.place...)...)
 	s.enroll("hv1", s.adata)
 	s.startAgent()
 	return s
