@@ -24,7 +24,7 @@ var floors = [][]string{
 	{"", "internal/clock", "internal/direct"}, // the ground floor
 	{"fsys", "nbd", "internal/cli", "internal/process", "ingest/wire", "ingest/chunk", "agent/hv", "agent/vhdx", "pools/seal"},
 	{"kv", "ingest/wire/netem", "pools/blob", "pools/container", "agent/restore", "agent/transport"},
-	{"pools", "pools/blob/dirstore", "pools/blob/s3store", "pools/blob/s3store/s3test", "pools/blob/blobtest", "pools/parity", "catalog", "agent/lab"},
+	{"pools", "pools/blob/dirstore", "pools/blob/s3store", "pools/blob/s3store/s3test", "pools/blob/blobtest", "pools/parity", "pools/sidecar", "catalog", "agent/lab"},
 	{"pools/memory", "pools/dedup", "pools/standard", "pools/pooltest", "agent", "appliance/schedule", "appliance/retain", "appliance/notify", "rescue"},
 	{"ingest", "pools/object"}, // an object pool is a dedup pool over a bucket
 	{"appliance/auth", "appliance/job"},
@@ -58,7 +58,7 @@ var homes = map[string][]string{
 	"github.com/klauspost/compress":    {"ingest/chunk"},
 	"github.com/cespare/xxhash":        {"ingest/chunk"},
 	"github.com/minio/minio-go":        {"pools/blob/s3store"},
-	"github.com/klauspost/reedsolomon": {"pools/parity"},
+	"github.com/klauspost/reedsolomon": {"pools/parity", "pools/sidecar"},
 	"golang.org/x/crypto":              {"pools/seal"},
 	"github.com/microsoft/wmi":         {"agent/hyperv"},
 	"golang.org/x/sys/windows":         {"agent/hyperv", "agent/hv", "agent/lab", "agent/vhdx", "fsys"},

@@ -17,6 +17,7 @@ type Config struct {
 	Paths    []string `json:"paths,omitempty"`    // instead of Path, with Stripe: folders on different disks
 	Stripe   string   `json:"stripe,omitempty"`   // "4+2": data and parity over the paths
 	Chunking string   `json:"chunking,omitempty"` // as holdfast.ParseChunking reads it; only Create looks at it
+	Parity   bool     `json:"parity,omitempty"`   // keep a Reed-Solomon side-car beside every container; may be changed at any time
 	Encryption
 }
 
@@ -71,7 +72,7 @@ func Driver() pools.Driver {
 			if err != nil {
 				return nil, classify("open pool", err)
 			}
-			p, err := OpenSealedOn(ctx, env, fs, id, sealing)
+			p, err := openFolder(ctx, env, fs, id, OpenOptions{Sealing: sealing, Parity: c.Parity})
 			if err != nil {
 				return nil, err // not p: a nil *Pool is not a nil pools.Pool
 			}
@@ -139,6 +140,16 @@ func OpenOn(ctx context.Context, env pools.Env, fs fsys.FS, id holdfast.PoolID) 
 
 // OpenSealedOn is OpenOn for a pool that is encrypted. A pool that is not is refused, so that nothing is written in the clear by mistake.
 func OpenSealedOn(ctx context.Context, env pools.Env, fs fsys.FS, id holdfast.PoolID, sealing Sealing) (*Pool, error) {
+	return openFolder(ctx, env, fs, id, OpenOptions{Sealing: sealing})
+}
+
+// OpenParityOn is OpenOn with a Reed-Solomon side-car beside every container.
+func OpenParityOn(ctx context.Context, env pools.Env, fs fsys.FS, id holdfast.PoolID) (*Pool, error) {
+	return openFolder(ctx, env, fs, id, OpenOptions{Parity: true})
+}
+
+// openFolder opens a pool in a folder.
+func openFolder(ctx context.Context, env pools.Env, fs fsys.FS, id holdfast.PoolID, o OpenOptions) (*Pool, error) {
 	look, err := dirstore.Open(layout{fs}, dirstore.Options{ReadOnly: true})
 	if err != nil {
 		return nil, err
@@ -155,5 +166,6 @@ func OpenSealedOn(ctx context.Context, env pools.Env, fs fsys.FS, id holdfast.Po
 		_ = lock.Close() // the first error is the one that counts
 		return nil, err
 	}
-	return OpenStore(ctx, env, m, id, OpenOptions{Index: fs, Sealing: sealing, Closers: []io.Closer{lock}, ownerFile: true})
+	o.Index, o.Closers, o.ownerFile = fs, []io.Closer{lock}, true
+	return OpenStore(ctx, env, m, id, o)
 }

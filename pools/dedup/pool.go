@@ -34,7 +34,8 @@ type Pool struct {
 	shape     Shape
 	before    func(ctx context.Context, containers []string) error // nil: nothing
 	ownerFile bool
-	given     uint32 // the driver's generation; 0: none
+	cars      *sidecars // nil: the pool keeps none
+	given     uint32    // the driver's generation; 0: none
 	footers   footerCache
 	groups    groupCache
 	hashers   sync.Pool // *holdfast.Hasher

@@ -46,6 +46,10 @@ type OpenOptions struct {
 	// of all other objects it needs, as Objects returns them. Its error fails the Commit. Nil: nothing is called, and the recipe is not walked.
 	BeforeRecord func(ctx context.Context, objects []string) error
 
+	// Parity keeps a Reed-Solomon side-car beside every container (pools/sidecar). Containers from before get theirs from a Verify of the
+	// whole pool.
+	Parity bool
+
 	ownerFile bool // the count of generations is in the object OWNER, as it always was in folders
 	// Closers are closed in reverse order when the pool is, also where OpenStore fails, but after what the engine itself closes. The store is not closed
 	// unless it is among them.
@@ -95,7 +99,13 @@ func OpenStore(ctx context.Context, env pools.Env, store blob.Store, id holdfast
 		_ = p.release() // the first error is the one that counts
 		return nil, err
 	}
+	var cars *sidecars
+	if o.Parity {
+		cars = newSidecars(store, env.Listener, s.Pool)
+		store = cars.Store
+	}
 	p = newPool(env, store, s)
+	p.cars = cars
 	p.keys.start(ring)
 	p.closers = o.Closers
 	p.patient, p.before, p.ownerFile, p.given = o.Patient, o.BeforeRecord, o.ownerFile, o.Generation

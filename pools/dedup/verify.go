@@ -56,7 +56,10 @@ func (p *Pool) Verify(ctx context.Context, o pools.VerifyOptions) (pools.VerifyR
 			v.damage(f.Damage)
 		}
 	}
-	return v.rep, nil
+	if len(o.Sets) == 0 {
+		err = v.sidecars(conts)
+	}
+	return v.rep, err
 }
 
 // A finding is damage in a container. It becomes a part of the report by the sets that need its chunks, or by itself where none does.
