@@ -298,6 +298,32 @@ func TestLostCatalogIsRebuiltEqual(t *testing.T) {
 	}
 }
 
+// TestRebuildForgetsSetsThatAreGone deletes sets behind the catalog's back.
+func TestRebuildForgetsSetsThatAreGone(t *testing.T) {
+	h := openHouse(t)
+	img := [][]byte{image(1, 10)}
+	var ids []holdfast.SetID
+	for range 4 {
+		m, _ := h.backup(nil, img, img)
+		ids = append(ids, m.ID)
+	}
+	for _, id := range ids[:2] {
+		if err := h.pool.Delete(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, err := Rebuild(t.Context(), h.cat, h.poolID, h.pool)
+	if err != nil || r != (RebuildReport{Known: 2, Gone: 2}) {
+		t.Fatal(r, err)
+	}
+	if sets, err := catalog.ListSets(h.cat); err != nil || len(sets) != 2 {
+		t.Fatal(sets, err)
+	}
+	if err := h.cat.Check(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Goal: an acknowledged set is listed after a crash, and every other is either adopted whole or gone.
 // Method: the catalog's file system fails from its n-th sync on during a backup, for every n; then both come up again.
 func TestCommitSurvivesACrashAtEverySync(t *testing.T) {

@@ -130,6 +130,18 @@ func TestAbortTellsThePeerWhy(t *testing.T) {
 	}
 }
 
+func TestAbortWithoutAReasonIsNoPanic(t *testing.T) {
+	d := openDoor(t, LinkOptions{})
+	agent, appliance := pair(t, d, nil, LinkOptions{})
+	appliance.Abort(nil)
+	if _, err := agent.Recv(t.Context()); holdfast.KindOf(err) != holdfast.Cancelled {
+		t.Fatal(err)
+	}
+	if _, err := appliance.Recv(t.Context()); err == nil {
+		t.Fatal("a link that was aborted goes on")
+	}
+}
+
 func BenchmarkLinkPut(b *testing.B) {
 	d := openDoor(b, LinkOptions{})
 	agent, appliance := pair(b, d, nil, LinkOptions{})
