@@ -9,6 +9,7 @@ import (
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/ingest/chunk"
+	"github.com/holdfast-backup/holdfast/ingest/wire"
 	"github.com/holdfast-backup/holdfast/internal/clock"
 	"github.com/holdfast-backup/holdfast/internal/direct"
 )
@@ -16,11 +17,12 @@ import (
 // Memory of the hot path, whatever the number of VMs and disks: minSlabs slabs, up to maxSlabs where answers come from afar, two
 // slots for each worker, and beyond that one group (1 MiB) for each disk that is being read.
 const (
-	slabBytes = 4 << 20 // one read, one Ask
-	minSlabs  = 4       // one being read, two being hashed or gathered, one on the way to be answered
-	maxSlabs  = 10
-	// An answer that is waited for so long comes from so far that more questions must be under way: below it, minSlabs carry 0.3 GB/s.
+	slabBytes = 2 << 20 // one read, one Ask
+	minSlabs  = 5       // one being read, two being hashed, one on the way to be answered, one being gathered
+	maxSlabs  = 20
+	// An answer that is waited for so long comes from so far that more questions must be under way: below it, minSlabs carry 0.2 GB/s.
 	farAnswer = 50 * time.Millisecond
+	congested = 1 << 20   // bytes under way with which more questions would not help
 	maxRuns   = 1024      // extents that share a slab
 	minRoom   = 128 << 10 // a slab with less room left is full
 )
@@ -159,14 +161,18 @@ func (e *engine) addSlab() {
 
 // waitFar calls wait, and allows a slab more if that takes long while none is free and the workers have nothing to do: then latency,
 // not work, is what the pipeline waits for.
-func (e *engine) waitFar(wait func()) {
+func (e *engine) waitFar(link sender, wait func()) {
 	if len(e.slabs) > 0 || e.made.Load() >= maxSlabs {
 		wait()
 		return
 	}
 	began := e.clock.Now()
 	wait()
-	if len(e.slabs) == 0 && len(e.hash) == 0 && len(e.encode) == 0 && e.clock.Now().Sub(began) >= farAnswer {
+	idle := len(e.slabs) == 0 && len(e.hash) == 0 && len(e.encode) == 0
+	if l, ok := link.(interface{ Stats() wire.LinkStats }); ok {
+		idle = idle && l.Stats().Unacked < congested // else the line or the appliance is what everything waits for
+	}
+	if idle && e.clock.Now().Sub(began) >= farAnswer {
 		e.addSlab()
 	}
 }

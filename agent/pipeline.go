@@ -177,7 +177,7 @@ func (p *pipeline) readAt(ctx context.Context, b []byte, off int64) error {
 }
 
 // readPart is the least that is read by a request of its own: several at once keep a disk busier than one.
-const readPart = 1 << 20
+const readPart = 512 << 10
 
 // readParts is r.ReadAt by several requests at once. n counts the bytes before the first that are missing.
 func readParts(r io.ReaderAt, b []byte, off int64) (n int, err error) {
@@ -309,7 +309,7 @@ func (g *gatherer) slab(ctx context.Context, s *slab) error {
 	if s.batch > 0 {
 		var m wire.Message
 		var err error
-		g.e.waitFar(func() { m, _, err = take(ctx, g.haves) })
+		g.e.waitFar(g.link, func() { m, _, err = take(ctx, g.haves) })
 		if err != nil {
 			return err
 		}

@@ -137,7 +137,7 @@ func TestSlabsFollowTheDistanceOfAnswers(t *testing.T) {
 				for range held {
 					<-e.slabs
 				}
-				e.waitFar(func() { <-time.After(c.wait) })
+				e.waitFar(nil, func() { <-time.After(c.wait) })
 				for range held {
 					e.slabs <- nil
 				}

@@ -18,7 +18,7 @@ import (
 )
 
 // memory is how the agent's heap grows: a guest of the host, it keeps small. Its large buffers are made once.
-var memory = process.Memory{Percent: 20}
+var memory = process.Memory{Percent: 12}
 
 func (a *app) runCmd() *cobra.Command {
 	var data, labDir string

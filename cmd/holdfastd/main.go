@@ -63,7 +63,7 @@ func command() *cobra.Command {
 }
 
 // memory is how the daemon's heap grows. What sessions hold is bounded where they hold it.
-var memory = process.Memory{Percent: 30}
+var memory = process.Memory{Percent: 15}
 
 func serve(ctx context.Context, c appliance.Config) (err error) {
 	process.Limit(memory)

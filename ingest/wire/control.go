@@ -67,7 +67,7 @@ type (
 		Level     string          `json:"level,omitempty"`      // consistency asked for (agent/hv.Level)
 		Disks     int             `json:"disks,omitempty"`      // at once; 0: 2
 		Reconnect time.Duration   `json:"reconnect,omitempty"`  // how long a cut link may take to come back; 0: 10 minutes
-		Buffer    int             `json:"buffer,omitempty"`     // resumption buffer in bytes; 0: 6 MiB
+		Buffer    int             `json:"buffer,omitempty"`     // resumption buffer in bytes; 0: 8 MiB
 		SendLimit int64           `json:"send_limit,omitempty"` // bytes per second; 0: none
 		ReadLimit int64           `json:"read_limit,omitempty"`
 		Dir       string          `json:"dir,omitempty"`  // restore: absolute folder on the host

@@ -63,7 +63,15 @@ type frame struct {
 var frameSizes = [...]int{512, 4 << 10, 16 << 10, 32 << 10, 64 << 10, 128 << 10, 192 << 10, 256 << 10, 320 << 10, 384 << 10, 448 << 10, 512 << 10,
 	768 << 10, 1 << 20, headerLen + MaxFrame}
 
-var framePools [len(frameSizes)]sync.Pool
+// spareFrames keeps frames for reuse: few, because what lies here is memory that nobody has a use for. A sync.Pool keeps everything for
+// two rounds of a collector that has little else to collect.
+var spareFrames struct {
+	mu    sync.Mutex
+	lists [len(frameSizes)][]*frame
+	bytes int
+}
+
+const maxSpareFrames = 2 << 20 // bytes
 
 // newFrame returns a frame for a payload of n bytes, 0 ≤ n ≤ MaxFrame. Its content is undefined.
 func newFrame(n int) *frame {
@@ -72,7 +80,7 @@ func newFrame(n int) *frame {
 	for frameSizes[class] < need {
 		class++
 	}
-	f, _ := framePools[class].Get().(*frame)
+	f := spareFrame(class)
 	if f == nil {
 		f = &frame{b: make([]byte, frameSizes[class]), class: class}
 	}
@@ -81,10 +89,33 @@ func newFrame(n int) *frame {
 	return f
 }
 
-// free gives the frame back to its pool.
+// spareFrame takes a frame that was freed, or nil.
+func spareFrame(class int) *frame {
+	s := &spareFrames
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := len(s.lists[class])
+	if n == 0 {
+		return nil
+	}
+	f := s.lists[class][n-1]
+	s.lists[class][n-1] = nil
+	s.lists[class] = s.lists[class][:n-1]
+	s.bytes -= cap(f.b)
+	return f
+}
+
+// free gives the frame back, to be used again.
 func (f *frame) free() {
 	f.group = holdfast.Group{}
-	framePools[f.class].Put(f)
+	s := &spareFrames
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.bytes+cap(f.b) > maxSpareFrames {
+		return
+	}
+	s.lists[f.class] = append(s.lists[f.class], f)
+	s.bytes += cap(f.b)
 }
 
 func (f *frame) payload() []byte { return f.b[headerLen:] }

@@ -15,7 +15,7 @@ import (
 
 // Defaults of LinkOptions.
 const (
-	DefaultReplayBytes = 6 << 20 // 200 Mbit/s over 150 ms have 4 MiB under way
+	DefaultReplayBytes = 8 << 20 // 40 MiB/s over 150 ms have 6 MiB under way
 	DefaultWindow      = 10 * time.Minute
 
 	defaultRecvBytes = 64 << 20 // what a peer with a larger replay buffer may have under way to this end
