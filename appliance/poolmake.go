@@ -210,11 +210,3 @@ func pathsOf(config json.RawMessage) []string {
 	}
 	return out
 }
-
-// pathOf returns the first folder of a pool, or "".
-func pathOf(config json.RawMessage) string {
-	for _, p := range pathsOf(config) {
-		return p
-	}
-	return ""
-}

@@ -220,6 +220,7 @@ func (s *Service) replacePath(ctx context.Context, rec catalog.Pool, r api.PathC
 	if err := s.idle(rec, op); err != nil {
 		return nil, rec, err
 	}
+	_ = s.d.room.drop(r.From) // it is not there any more, which is why it is replaced
 	return nil, next, s.recordConfig(ctx, rec.ID, next.Config, true)
 }
 
@@ -344,6 +345,10 @@ func (s *Service) DeletePool(ctx context.Context, name string, forget bool) (api
 	}
 	if err := s.d.shelf.remove(rec.ID); err != nil {
 		return out, advise(err, "somebody may be reading from it; try again")
+	}
+	if err := s.d.room.drop(pathsOf(rec.Config)...); err != nil && !forget { // a disk that is gone may be forgotten
+		s.d.shelf.add(rec)
+		return out, err
 	}
 	if !forget {
 		if err := drv.Destroy(ctx, s.d.shelf.envOf(rec.ID), rec.ID, rec.Config); err != nil {

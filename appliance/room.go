@@ -2,7 +2,7 @@ package appliance
 
 import (
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -10,6 +10,7 @@ import (
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/catalog"
 	"github.com/holdfast-backup/holdfast/fsys"
+	"github.com/holdfast-backup/holdfast/pools"
 )
 
 // A full disk must not be a trap: what is needed to get out of it (delete, collect, list, restore) needs a little room, and that room is kept back.
@@ -139,22 +140,33 @@ func (d *Daemon) keepRoom() {
 	}
 }
 
-// watchPool begins to look after the disk of a pool in a folder.
-func (d *Daemon) watchPool(rec catalog.Pool) string {
-	dir := folderOf(rec.Config)
-	d.room.watch(dir, "pool "+rec.Name, poolBallast, poolLow)
-	return dir
+// watchPool begins to look after the disks of a pool in folders.
+func (d *Daemon) watchPool(rec catalog.Pool) []string {
+	dirs := pathsOf(rec.Config)
+	for _, dir := range dirs {
+		d.room.watch(dir, "pool "+rec.Name, poolBallast, poolLow)
+	}
+	return dirs
 }
 
-// folderOf returns the folder of a pool that is in one, else "".
-func folderOf(config json.RawMessage) string {
-	var c struct {
-		Path string `json:"path"`
+// drop stops looking after folders and takes their ballast away: the pool in them leaves the appliance.
+func (r *room) drop(dirs ...string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var errs []error
+	for _, dir := range dirs {
+		p := r.places[dir]
+		delete(r.places, dir)
+		if p == nil {
+			continue
+		}
+		_, err := p.ballast.Release()
+		if err == nil {
+			err = pools.RemoveTree(p.fs, ballastDir)
+		}
+		errs = append(errs, err)
 	}
-	if json.Unmarshal(config, &c) != nil {
-		return ""
-	}
-	return c.Path
+	return errors.Join(errs...)
 }
 
 // admit refuses a backup into a pool without room.
@@ -164,5 +176,5 @@ func (k desk) admit(_ context.Context, id holdfast.PoolID) error {
 	if err != nil {
 		return err
 	}
-	return k.d.room.admit(k.d.c.Data, k.d.watchPool(rec))
+	return k.d.room.admit(append([]string{k.d.c.Data}, k.d.watchPool(rec)...)...)
 }
