@@ -80,6 +80,9 @@ type crashSim struct {
 func TestPowerCutAnywhereLosesNothing(t *testing.T) {
 	factor, seed := soakFactor()
 	want := 1000 * factor
+	if testing.Short() {
+		want /= 10
+	}
 	named := map[string]int{}
 	images, twice, histories, points := 0, 0, 0, 0
 	for ; images < want; seed++ {

@@ -133,6 +133,9 @@ func TestEveryFlippedBitIsFound(t *testing.T) {
 	w := newFlipWorld(t)
 	rng := rand.New(rand.NewPCG(11, 12))
 	n := 1000 * soak(t)
+	if testing.Short() {
+		n /= 10
+	}
 	count := map[string]int{}
 	for i := range n {
 		f := w.choose(rng)
