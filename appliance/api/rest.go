@@ -115,6 +115,9 @@ func (a *API) registerREST() {
 	route(a, "POST", "/v1/pools/{name}/recompress", "Encode what has come to stay with fewer bytes", 202, func(ctx context.Context, in *recompressIn) (Run, error) {
 		return s.RecompressPool(ctx, in.Name, in.Limit)
 	})
+	route(a, "GET", "/v1/pools/{name}/space", "Say where a pool's bytes are", 200, func(ctx context.Context, in *byName) (PoolSpace, error) {
+		return s.PoolSpace(ctx, in.Name)
+	})
 	route(a, "POST", "/v1/pools/{name}/check", "Try the pool's target out in a scratch area beside it", 202, func(ctx context.Context, in *byName) (Run, error) {
 		return s.CheckPool(ctx, in.Name)
 	})

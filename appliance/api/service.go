@@ -29,6 +29,8 @@ type Service interface {
 	VerifyPool(ctx context.Context, name string) (Run, error)
 	CollectPool(ctx context.Context, name string, dryRun bool) (Run, error)
 	RecompressPool(ctx context.Context, name string, limit int64) (Run, error)
+	// PoolSpace says where a pool's bytes are. It reads every set's map. Unsupported for kinds of pools that share nothing.
+	PoolSpace(ctx context.Context, name string) (PoolSpace, error)
 	CheckPool(ctx context.Context, name string) (Run, error)
 
 	Hosts(ctx context.Context) ([]Host, error)

@@ -256,6 +256,7 @@ type (
 	VerifyReport     = pools.VerifyReport
 	CollectReport    = pools.CollectReport
 	RecompressReport = pools.RecompressReport
+	PoolSpace        = pools.Space
 )
 
 // States of a Run, and of its Tasks.

@@ -173,5 +173,8 @@ func TestFullDisk(t *testing.T) {
 	s.eventually(15*time.Second, "room is kept back again", held)
 	x := s.backup("db")
 	s.export(x.ID, 0, d.truth)
+	if out := s.cli("pool", "space", "main", "--explain"); !strings.Contains(out, "reclaimable") || !strings.Contains(out, "90-100 %") || !strings.Contains(out, "db") {
+		t.Errorf("pool space:\n%s", out)
+	}
 	s.cli("pool", "verify", "main")
 }

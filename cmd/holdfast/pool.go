@@ -12,7 +12,7 @@ import (
 )
 
 func (a *app) poolCmd() *cobra.Command {
-	return cli.Group("pool", "Storage pools", a.poolCreate(), a.poolImport(), a.poolList(), a.poolShow(), a.poolSet(), a.poolCheck(), a.poolVerify(), a.poolScrub(), a.poolGC(), a.poolRecompress(), a.poolKey(), a.poolDelete())
+	return cli.Group("pool", "Storage pools", a.poolCreate(), a.poolImport(), a.poolList(), a.poolShow(), a.poolSet(), a.poolCheck(), a.poolVerify(), a.poolScrub(), a.poolGC(), a.poolSpace(), a.poolRecompress(), a.poolKey(), a.poolDelete())
 }
 
 func (a *app) poolList() *cobra.Command {
