@@ -10,13 +10,17 @@ import (
 	"github.com/holdfast-backup/holdfast/pools/container"
 )
 
-// A container is compacted when less than compactBelow percent of its chunks live.
-const compactBelow = 60
+// A container is compacted when less than compactBelow percent of its chunks live: over a hundred days that copies half a byte for each
+// byte it gives back. On a medium with less than a tenth free, space is worth more copying.
+const (
+	compactBelow      = 40
+	compactBelowTight = 80
+)
 
 // Containers below smallBytes are put together when there are at least smallCount of them: many short incrementals leave many.
 const (
-	smallBytes = container.TargetStored / 8
-	smallCount = 16
+	smallBytes = container.TargetStored / 64
+	smallCount = 32
 )
 
 // Collect implements pools.Collector: mark, condemn, remove containers without live chunks, compact those with few. One runs at a
@@ -137,7 +141,11 @@ func (p *Pool) retire(gone []*cont, rep *pools.CollectReport) {
 }
 
 // sparse lists the containers to compact, in order of their slots, so that neighbours stay neighbours.
-func (p *Pool) sparse(m *marking) []*cont {
+func (p *Pool) sparse(ctx context.Context, m *marking) []*cont {
+	below := compactBelow
+	if free, size, err := p.med.Usage(ctx); err == nil && size > 0 && free < size/10 {
+		below = compactBelowTight
+	}
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	redo := p.redoKeys()
@@ -151,7 +159,7 @@ func (p *Pool) sparse(m *marking) []*cont {
 			live -= c.dead.count()
 		}
 		switch {
-		case live*100 < int(c.n)*compactBelow, c.id < redo:
+		case live*100 < int(c.n)*below, c.id < redo:
 			out = append(out, c)
 		case c.size < smallBytes:
 			small = append(small, c)

@@ -21,7 +21,7 @@ const (
 
 // compact copies what lives in sparse containers to new ones, some source containers at a time.
 func (p *Pool) compact(ctx context.Context, m *marking, rep *pools.CollectReport) error {
-	sources := p.sparse(m)
+	sources := p.sparse(ctx, m)
 	ranks, err := p.rank(ctx, sources)
 	if err != nil {
 		return err

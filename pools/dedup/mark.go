@@ -21,8 +21,9 @@ type marking struct {
 	ripe   map[*cont]bool // no chunk of theirs was live in an earlier Collect already
 	lost   int64          // chunks that sets need and the pool does not hold
 
-	queue []diskTree          // recipes to be walked. Guarded by Pool.mu
-	pins  []map[uint32]bitmap // of sessions that ended since. Guarded by Pool.mu
+	queue   []diskTree          // recipes to be walked. Guarded by Pool.mu
+	pins    []map[uint32]bitmap // of sessions that ended since. Guarded by Pool.mu
+	touched uint64              // keeps touches of the index from being optimised away
 }
 
 // startMarking begins an epoch: from here on new leases and ended sessions are noted.
@@ -188,6 +189,11 @@ func (m *marking) chunks(ctx context.Context, refs []holdfast.Ref) error {
 	p := m.p
 	p.mu.RLock()
 	for i := range refs {
+		if i%ahead == 0 {
+			for k := range refs[i:min(i+ahead, len(refs))] {
+				m.touched ^= p.index.touch(fingerprint(&refs[i+k].Digest))
+			}
+		}
 		d := &refs[i].Digest
 		if *d == last {
 			continue

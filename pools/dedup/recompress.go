@@ -34,6 +34,7 @@ func (p *Pool) Recompress(ctx context.Context, o pools.RecompressOptions) (pools
 const (
 	idleAge   = 2         // containers that have lived through so many Collects of this process
 	idleBytes = 512 << 20 // at most so much in one Collect
+	idleLeast = 8 << 20   // smaller containers are not worth it
 )
 
 // recompressIdle recompresses some of what has come to stay, for as long as nobody uses the pool. What goes wrong is for the next Collect.
@@ -48,7 +49,7 @@ func (p *Pool) recompressIdle(ctx context.Context) error {
 		defer p.mu.RUnlock()
 		return len(p.sessions)+len(p.leases) == 0
 	}
-	old := func(c *cont) bool { return c.age >= idleAge && c.size >= smallBytes }
+	old := func(c *cont) bool { return c.age >= idleAge && c.size >= idleLeast }
 	if p.patient || !idle() {
 		return nil
 	}

@@ -35,7 +35,8 @@ type resolver struct {
 	locs  []loc
 	held  []*cont
 
-	relisted bool // the store was asked for containers that an earlier listing left out
+	relisted bool   // the store was asked for containers that an earlier listing left out
+	touched  uint64 // keeps touches of the index from being optimised away
 }
 
 type candidate struct {
@@ -121,6 +122,11 @@ func (r *resolver) gather(ds []holdfast.Digest, why purpose) {
 		defer r.s.pinMu.Unlock()
 	}
 	for i := range ds {
+		if i%ahead == 0 {
+			for k := range ds[i:min(i+ahead, len(ds))] {
+				r.touched ^= p.index.touch(fingerprint(&ds[i+k]))
+			}
+		}
 		r.locs = p.index.appendLocs(r.locs[:0], fingerprint(&ds[i]))
 		for _, l := range r.locs {
 			c := p.slots[l.slot()]

@@ -103,6 +103,19 @@ func (t *table) appendLocs(dst []loc, fp uint64) []loc {
 	return dst
 }
 
+// ahead is how many look-ups are prepared together.
+const ahead = 64
+
+// touch fetches the memory that a look-up of fp is going to need. Look-ups wait for memory one after the other; touches do not, so a run
+// of touches before the look-ups makes these several times as fast in a large table. The result is of no use.
+func (t *table) touch(fp uint64) uint64 {
+	s := &t.shards[fp>>56]
+	if len(s.entries) == 0 {
+		return 0
+	}
+	return s.entries[s.home(fp)].fp
+}
+
 // filter keeps the entries that keep says.
 func (s *shard) filter(keep func(loc) bool) {
 	gone := 0
