@@ -126,6 +126,7 @@ func TestFullDisk(t *testing.T) {
 		ids = append(ids, x.ID)
 		points[x.ID] = bytes.Clone(d.truth)
 	}
+	s.estimated(d, points[ids[0]], s.sets("--vm", "db"))
 	held := func() bool {
 		for _, dir := range []string{s.data, s.pool} {
 			if found, _ := filepath.Glob(filepath.Join(dir, "~reserve", "ballast.*")); len(found) != 4 {
@@ -180,4 +181,27 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("pool space:\n%s", out)
 	}
 	s.cli("pool", "verify", "main")
+}
+
+// estimated compares what `holdfast estimate` says of a disk with what its first backup stored: within 15 %, before disks are bought.
+func (s *site) estimated(d *disk, truth []byte, sets []set) {
+	s.t.Helper()
+	raw := filepath.Join(s.dir, "estimate.raw")
+	writeSparse(s.t, raw, truth)
+	defer os.Remove(raw)
+	var e struct {
+		Stored int64 `json:"stored"`
+	}
+	s.json(&e, "estimate", raw)
+	stored := int64(0)
+	for _, x := range sets {
+		if x.Kind == "full" {
+			stored = x.Stored
+		}
+	}
+	off := float64(e.Stored)/float64(stored) - 1
+	s.t.Logf("estimated %d bytes, the first backup stored %d: %+.1f %%", e.Stored, stored, off*100)
+	if off < -0.15 || off > 0.15 {
+		s.t.Errorf("the estimate is off")
+	}
 }
