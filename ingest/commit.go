@@ -34,6 +34,7 @@ func (b *backup) commit(ctx context.Context, m holdfast.Manifest) error {
 		m.Disks[i].Stats.Sent = c.sent
 		m.Stats.Sent += c.sent
 	}
+	unusual := b.remark(&m)
 	safe := context.WithoutCancel(ctx)
 	done, err := commitSet(safe, b.s.o.Catalog, b.grant.PoolID, b.session, m)
 	if err != nil {
@@ -46,6 +47,13 @@ func (b *backup) commit(ctx context.Context, m holdfast.Manifest) error {
 		Fields: map[string]string{"set": done.ID.String(), "vm": done.VM.ID.String(), "vm_name": done.VM.Name,
 			"pool": b.grant.PoolID.String(), "host": b.host.String()},
 	})
+	if unusual != "" {
+		b.s.o.Listener.Emit(holdfast.Event{
+			Time: b.s.o.Clock.Now().UTC(), Type: EventSetAnomaly, Severity: holdfast.Warning,
+			Text:   fmt.Sprintf("A backup set of %s is unlike those before: %s.", done.VM.Name, unusual),
+			Fields: map[string]string{"set": done.ID.String(), "vm": done.VM.ID.String(), "vm_name": done.VM.Name, "pool": b.grant.PoolID.String()},
+		})
+	}
 	return b.link.Send(ctx, wire.Message{Type: wire.TypeCommitted, Body: wire.Committed{Manifest: done}})
 }
 

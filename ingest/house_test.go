@@ -175,6 +175,8 @@ type agent struct {
 	m     holdfast.Manifest
 	hash  *holdfast.Hasher
 	puts  int // chunks sent
+
+	refused bool // its own side refused to send a lie
 }
 
 func (h *house) agent(dial wire.DialFunc) *agent {
