@@ -2,7 +2,7 @@
 GO ?= go
 FUZZTIME ?= 20s
 
-.PHONY: build test vet unit race e2e fuzz windows soak bench demo deps clean
+.PHONY: build test vet unit race e2e fuzz windows soak bench bench-full demo deps clean
 
 build: ; CGO_ENABLED=0 $(GO) build -o bin/ ./cmd/...
 
@@ -33,6 +33,10 @@ fuzz: ; scripts/fuzz.sh $(FUZZTIME)
 soak: deps ; HOLDFAST_SOAK=10 $(GO) test -timeout 12h -v -count 1 ./...
 
 bench: ; @scripts/deps.sh bench; $(GO) run ./bench/run
+
+# With newer peers where they are in PATH (or in the folder PEERS_BIN): kopia, and the newest restic under the name restic-new.
+bench-full: ; @scripts/deps.sh bench; PATH="$(PEERS_BIN):$$PATH" $(GO) run ./bench/run -tools cp,zstd,borg,restic,restic-new,kopia,holdfast,holdfast+fast
+	bench/growth
 
 demo: ; $(GO) run ./cmd/holdfast demo
 

@@ -20,6 +20,7 @@ import (
 type holdfast struct {
 	bin, dir      string
 	chunking      string // of the pool; "" for the default
+	compression   string // of backups; "" for the default
 	daemon, agent *exec.Cmd
 	clients       cost              // CPU and peak memory of the CLI runs of one step
 	ids           map[string]string // step → set id
@@ -40,7 +41,7 @@ func (h *holdfast) start(dir string) error {
 	}
 	_, addr, _ = strings.Cut(addr, "https://")
 	addr = strings.Trim(strings.Fields(addr)[0], "/")
-	create := []string{"pool", "create", "main", "--kind", "dedup", "--path", filepath.Join(dir, "pool")}
+	create := []string{"pool", "create", "main", "--kind", "dedup", "--path", filepath.Join(dir, "pool"), "--encrypt"}
 	if h.chunking != "" {
 		create = append(create, "--chunking", h.chunking)
 	}
@@ -163,12 +164,41 @@ func (h *holdfast) backup(step, image string) (cost, error) {
 			return cost{}, err
 		}
 	}
-	c, err := h.step("backup", vm, "--pool", "main", "--full")
+	c, err := h.step(h.backupArgs(vm, "--full")...)
 	if err != nil {
 		return c, err
 	}
 	h.ids[step], err = h.newest(vm)
 	return c, err
+}
+
+func (h *holdfast) backupArgs(vm string, more ...string) []string {
+	args := append([]string{"backup", vm, "--pool", "main"}, more...)
+	if h.compression != "" {
+		args = append(args, "--compression", h.compression)
+	}
+	return args
+}
+
+// own runs the steps that only Holdfast has, on the repository as it is at the end.
+func (h *holdfast) own(repo string, r map[string]cost) error {
+	for _, s := range []struct {
+		step string
+		args []string
+	}{
+		{"nothing", h.backupArgs("a")},
+		{"scrub", []string{"pool", "scrub", "main"}},
+		{"recompress", []string{"pool", "recompress", "main"}},
+	} {
+		before := folderBytes(repo)
+		c, err := h.step(s.args...)
+		if err != nil {
+			return fmt.Errorf("%s: %w", s.step, err)
+		}
+		c.Grown, c.OK = folderBytes(repo)-before, true
+		r[s.step] = c
+	}
+	return nil
 }
 
 func (h *holdfast) newest(vm string) (string, error) {
@@ -212,7 +242,7 @@ func (h *holdfast) tracked(images string) (cost, error) {
 	if err != nil {
 		return cost{}, err
 	}
-	c, err := h.step("backup", "a", "--pool", "main")
+	c, err := h.step(h.backupArgs("a")...)
 	if err != nil {
 		return c, err
 	}

@@ -2,12 +2,14 @@
 
 // Command run times Holdfast and its peers on the same disks, one after the other, and prints one table of ratios.
 //
-//	go run ./bench/run [-n RUNS] [-dir DIR] [-tools holdfast,restic,borg,zstd,cp]
+//	go run ./bench/run [-n RUNS] [-dir DIR] [-images DIR] [-tools holdfast,restic,borg,zstd,cp] [-profile DIR] [-warm]
 //	go run ./bench/run -tools holdfast,holdfast:variable,holdfast:fixed-64K,holdfast:fixed-512K    the chunkings against each other
+//	go run ./bench/run -tools holdfast,holdfast+fast,kopia,restic-new                              a mode of compression; newer peers
 //
 // Every tool backs up disk A, A again (every byte read again), A a day later, and a sibling B, then restores A of the second day,
-// whose SHA-256 must be the source's. Holdfast runs whole: daemon, agent and CLI as separate programs over TLS. One step is
-// Holdfast's own: the second day by change tracking. Page caches are dropped before each step where the system allows it.
+// whose SHA-256 must be the source's. Holdfast runs whole and encrypts: daemon, agent and CLI as separate programs over TLS. Some steps are
+// Holdfast's own: the second day by change tracking, a backup where nothing changed, recompression, a scrub. Page caches are dropped before
+// each step where the system allows it and -warm does not forbid it.
 // Needs root for the images (loop mount). See bench/README.md for how to read the numbers.
 package main
 
@@ -25,7 +27,7 @@ import (
 )
 
 // steps are the columns of the table, in the order in which they are run.
-var steps = []string{"full", "again", "day2", "sibling", "restore", "tracked"}
+var steps = []string{"full", "again", "day2", "sibling", "restore", "tracked", "nothing", "scrub", "recompress"}
 
 // A cost is what one step took.
 type cost struct {
@@ -48,21 +50,34 @@ type tool interface {
 func main() {
 	runs := flag.Int("n", 3, "runs of each tool; the table shows medians")
 	dir := flag.String("dir", "bench/out", "folder for images and repositories, on the disk to be measured")
+	images := flag.String("images", "", "folder with vmA.raw, vmA-day2.raw and vmB.raw to use instead of images made here")
+	flag.BoolVar(&warm, "warm", false, "leave page caches alone")
+	profile := flag.String("profile", "", "folder for CPU and heap profiles of Holdfast's programs")
 	names := flag.String("tools", "cp,zstd,borg,restic,holdfast", "which tools, in which order")
 	flag.Parse()
-	if err := bench(*runs, *dir, strings.Split(*names, ",")); err != nil {
+	if *profile != "" {
+		_ = os.Setenv("HOLDFAST_PROFILE", *profile) // cannot fail for such a name
+	}
+	if err := bench(*runs, *dir, *images, strings.Split(*names, ",")); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func bench(runs int, dir string, names []string) error {
+// warm says that page caches stay as they are.
+var warm bool
+
+func bench(runs int, dir, from string, names []string) error {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return err
 	}
 	images := filepath.Join(dir, "images")
-	if out, err := exec.Command("bash", "bench/images.sh", images).CombinedOutput(); err != nil {
+	if from != "" {
+		if images, err = links(dir, from); err != nil {
+			return err
+		}
+	} else if out, err := exec.Command("bash", "bench/images.sh", images).CombinedOutput(); err != nil {
 		return fmt.Errorf("make the images: %w\n%s", err, out)
 	}
 	if out, err := exec.Command("go", "build", "-o", filepath.Join(dir, "bin")+"/", "./cmd/...").CombinedOutput(); err != nil {
@@ -95,6 +110,24 @@ func bench(runs int, dir string, names []string) error {
 	}
 	report(os.Stdout, names, results, images)
 	return nil
+}
+
+// links gives images of another workload the names used here.
+func links(dir, from string) (string, error) {
+	to := filepath.Join(dir, "linked")
+	if err := os.MkdirAll(to, 0o755); err != nil {
+		return "", err
+	}
+	for name, image := range map[string]string{"a.raw": "vmA.raw", "a2.raw": "vmA-day2.raw", "b.raw": "vmB.raw"} {
+		_ = os.Remove(filepath.Join(to, name))
+		src := filepath.Join(from, image)
+		if err := os.Link(src, filepath.Join(to, name)); err != nil { // another file system
+			if err := os.Symlink(src, filepath.Join(to, name)); err != nil {
+				return "", err
+			}
+		}
+	}
+	return to, nil
 }
 
 // series runs all steps of one tool over a fresh repository.
@@ -144,6 +177,9 @@ func series(t tool, repo, images, want string) (map[string]cost, error) {
 		}
 		c.Grown, c.OK = folderBytes(repo)-before, true
 		r["tracked"] = c
+		if err := h.own(repo, r); err != nil {
+			return nil, err
+		}
 	}
 	return r, nil
 }
@@ -179,6 +215,9 @@ func hashLargest(dir string) (string, error) {
 // folderBytes returns the blocks that a folder's files take.
 func folderBytes(dir string) (n int64) {
 	_ = filepath.Walk(dir, func(_ string, info os.FileInfo, err error) error {
+		if err == nil && info.IsDir() && info.Name() == "~reserve" {
+			return filepath.SkipDir // room kept free for a full disk: not part of what is stored
+		}
 		if err == nil && info.Mode().IsRegular() {
 			n += blocks(info)
 		}

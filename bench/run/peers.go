@@ -3,6 +3,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -13,8 +14,10 @@ import (
 )
 
 func newTool(name, dir string) (tool, error) {
-	if product, chunking, _ := strings.Cut(name, ":"); product == "holdfast" {
-		return &holdfast{bin: filepath.Join(dir, "bin"), chunking: chunking}, nil
+	product, chunking, _ := strings.Cut(name, ":")
+	product, compression, _ := strings.Cut(product, "+")
+	if product == "holdfast" {
+		return &holdfast{bin: filepath.Join(dir, "bin"), chunking: chunking, compression: compression}, nil
 	}
 	if _, err := exec.LookPath(name); err != nil {
 		return nil, err
@@ -44,6 +47,9 @@ func measure(env []string, dir, name string, args ...string) (cost, error) {
 
 // dropCaches makes each step read from the disk; without the right to do so the steps run on warm caches, all alike.
 func dropCaches() {
+	if warm {
+		return
+	}
 	syscall.Sync()
 	_ = os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0o200)
 }
@@ -56,7 +62,7 @@ func blocks(info os.FileInfo) int64 {
 }
 
 func (p *peer) env() []string {
-	return []string{"RESTIC_PASSWORD=x", "BORG_PASSPHRASE=x", "BORG_RELOCATED_REPO_ACCESS_IS_OK=yes",
+	return []string{"RESTIC_PASSWORD=x", "KOPIA_PASSWORD=xxxxxxxx", "KOPIA_CHECK_FOR_UPDATES=false", "BORG_PASSPHRASE=x", "BORG_RELOCATED_REPO_ACCESS_IS_OK=yes",
 		"BORG_BASE_DIR=" + p.repo + ".cache", "RESTIC_CACHE_DIR=" + p.repo + ".cache"}
 }
 
@@ -65,12 +71,42 @@ func (p *peer) start(dir string) error {
 	_ = os.RemoveAll(dir + ".cache")
 	var err error
 	switch p.name {
-	case "restic":
-		_, err = measure(p.env(), "", "restic", "-q", "-r", dir, "init", "--repository-version", "2")
+	case "restic", "restic-new":
+		_, err = measure(p.env(), "", p.name, "-q", "-r", dir, "init", "--repository-version", "2")
+	case "kopia":
+		if err = os.MkdirAll(dir+".cache", 0o755); err == nil {
+			_, err = p.kopia("repository", "create", "filesystem", "--path", dir, "--cache-directory", dir+".cache/c")
+		}
+		if err == nil {
+			_, err = p.kopia("policy", "set", "--global", "--compression", "zstd-fastest", "--max-parallel-file-reads", "2")
+		}
 	case "borg":
 		_, err = measure(p.env(), "", "borg", "init", "-e", "repokey-blake2", dir+"/r")
 	}
 	return err
+}
+
+func (p *peer) kopia(args ...string) (cost, error) {
+	return measure(p.env(), "", "kopia", append([]string{"--config-file", p.repo + ".cache/k", "--log-dir", p.repo + ".cache/l"}, args...)...)
+}
+
+// kopiaObject returns the object of the snapshot with a tag.
+func (p *peer) kopiaObject(tag string) (string, error) {
+	cmd := exec.Command("kopia", "--config-file", p.repo+".cache/k", "--log-dir", p.repo+".cache/l", "snapshot", "list", "--json", "--tags", "t:"+tag)
+	cmd.Env = append(os.Environ(), p.env()...)
+	out, err := cmd.Output()
+	if err != nil {
+		return "", err
+	}
+	var list []struct {
+		RootEntry struct {
+			Obj string `json:"obj"`
+		} `json:"rootEntry"`
+	}
+	if err := json.Unmarshal(out, &list); err != nil || len(list) == 0 {
+		return "", fmt.Errorf("no snapshot %q: %v", tag, err)
+	}
+	return list[len(list)-1].RootEntry.Obj, nil
 }
 
 func (p *peer) stop() { _ = os.RemoveAll(p.repo + ".cache") }
@@ -92,8 +128,10 @@ func (p *peer) backup(step, image string) (cost, error) {
 		return measure(nil, "", "zstd", "-q", "-f", "-1", "-T2", src, "-o", filepath.Join(p.repo, step))
 	case "borg":
 		return measure(p.env(), "", "borg", "create", "--files-cache", "disabled", p.repo+"/r::"+step, src)
-	case "restic":
-		return measure(p.env(), "", "restic", "-q", "-r", p.repo, "backup", "--force", "--tag", step, src)
+	case "restic", "restic-new":
+		return measure(p.env(), "", p.name, "-q", "-r", p.repo, "backup", "--force", "--tag", step, src)
+	case "kopia":
+		return p.kopia("snapshot", "create", "--force-hash", "100", "--no-progress", "--tags", "t:"+step, src)
 	}
 	return cost{}, fmt.Errorf("no peer %q", p.name)
 }
@@ -108,6 +146,14 @@ func (p *peer) restore(_, out string) (cost, error) {
 		return measure(p.env(), out, "borg", "extract", "--sparse", p.repo+"/r::day2")
 	case "restic":
 		return measure(p.env(), "", "restic", "-q", "-r", p.repo, "restore", "--tag", "day2", "latest", "--target", out)
+	case "restic-new":
+		return measure(p.env(), "", p.name, "-q", "-r", p.repo, "restore", "--sparse", "--tag", "day2", "latest", "--target", out)
+	case "kopia":
+		obj, err := p.kopiaObject("day2")
+		if err != nil {
+			return cost{}, err
+		}
+		return p.kopia("snapshot", "restore", "--no-progress", "--write-sparse-files", "--parallel", "4", obj, filepath.Join(out, "o"))
 	}
 	return cost{}, fmt.Errorf("no peer %q", p.name)
 }
