@@ -95,7 +95,7 @@ func TestPowerCutAnywhereLosesNothing(t *testing.T) {
 	}
 	t.Logf("%d power cuts in %d histories with %d sync points; %d were cut again while recovering", images, histories, points, twice)
 	for _, p := range crashPoints {
-		if t.Logf("%6d cuts at %s", named[p.name], p.name); named[p.name] == 0 && !t.Failed() {
+		if t.Logf("%6d cuts at %s", named[p.name], p.name); named[p.name] == 0 && !t.Failed() && !testing.Short() { // a short campaign may end in its first history
 			t.Errorf("no cut was at the point %q", p.name)
 		}
 	}

@@ -25,10 +25,10 @@ const (
 
 // A Client speaks to the appliance as one enrolled agent. Methods are safe for concurrent use.
 type Client struct {
-	server string
-	data   *tls.Config
-	http   *http.Client
-	clock  clock.Clock
+	server        string
+	control, data *tls.Config
+	http          *http.Client
+	clock         clock.Clock
 }
 
 // New returns a client; it does not connect yet. The error says that the identity is not usable. A nil clock is the System clock.
@@ -44,7 +44,7 @@ func New(id Identity, c clock.Clock) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Client{server: id.Server, data: data, http: newHTTP(control), clock: c}, nil
+	return &Client{server: id.Server, control: control, data: data, http: newHTTP(control), clock: c}, nil
 }
 
 // newHTTP returns an HTTP/2 client that uses no proxy and follows no redirect: the appliance is where the identity says.
@@ -130,13 +130,38 @@ func (c *Client) do(ctx context.Context, method, path string, body io.Reader) (*
 	req.Header.Set("Content-Type", "application/json")
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return nil, c.classify("call appliance", err)
+		return nil, c.classify("call appliance", c.because(ctx, err))
 	}
 	if resp.StatusCode/100 == 2 {
 		return resp, nil
 	}
 	defer resp.Body.Close()
 	return nil, refusal(resp)
+}
+
+// because looks for what is behind a failed request. In TLS 1.3 a client has finished its handshake before the server looks at its certificate, and
+// HTTP/2 may find the connection closed before it reads the alert that says why: another connection is made to read it.
+func (c *Client) because(ctx context.Context, err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) && (op.Op == "dial" || op.Op == "remote error") || ctx.Err() != nil {
+		return err
+	}
+	d := tls.Dialer{NetDialer: &net.Dialer{Timeout: connectTime}, Config: c.control}
+	conn, dialErr := d.DialContext(ctx, "tcp", c.server)
+	if dialErr != nil {
+		return err
+	}
+	defer conn.Close()
+	defer closeOn(ctx, conn)()
+	if _, readErr := conn.Read(make([]byte, 1)); errors.As(readErr, &op) && op.Op == "remote error" { // a server that agrees speaks first
+		return readErr
+	}
+	return err
+}
+
+// closeOn closes conn when ctx is over, until the function returned is called.
+func closeOn(ctx context.Context, conn net.Conn) (stop func() bool) {
+	return context.AfterFunc(ctx, func() { conn.Close() })
 }
 
 // refusal makes an error of an answer: the Failure in its body, or what its status says.

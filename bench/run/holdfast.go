@@ -190,6 +190,9 @@ func (h *holdfast) own(repo string, r map[string]cost) error {
 		{"scrub", []string{"pool", "scrub", "main"}},
 		{"recompress", []string{"pool", "recompress", "main"}},
 	} {
+		if brief && s.step != "nothing" {
+			continue
+		}
 		before := folderBytes(repo)
 		c, err := h.step(s.args...)
 		if err != nil {

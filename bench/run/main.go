@@ -53,6 +53,7 @@ func main() {
 	images := flag.String("images", "", "folder with vmA.raw, vmA-day2.raw and vmB.raw to use instead of images made here")
 	flag.BoolVar(&warm, "warm", false, "leave page caches alone")
 	profile := flag.String("profile", "", "folder for CPU and heap profiles of Holdfast's programs")
+	flag.BoolVar(&brief, "brief", false, "leave out recompression and scrub, which take longer than everything else")
 	names := flag.String("tools", "cp,zstd,borg,restic,holdfast", "which tools, in which order")
 	flag.Parse()
 	if *profile != "" {
@@ -64,8 +65,8 @@ func main() {
 	}
 }
 
-// warm says that page caches stay as they are.
-var warm bool
+// warm says that page caches stay as they are; brief, that recompression and scrub are left out.
+var warm, brief bool
 
 func bench(runs int, dir, from string, names []string) error {
 	dir, err := filepath.Abs(dir)
