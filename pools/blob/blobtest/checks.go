@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"github.com/holdfast-backup/holdfast"
+	"github.com/holdfast-backup/holdfast/internal/clock"
 	"github.com/holdfast-backup/holdfast/pools/blob"
 )
 
@@ -319,17 +320,19 @@ var togetherChecks = []Check{
 	}},
 	{"FoldersComeAndGoUnderWriters", func(b *bench) { // a tree of folders may tidy up; nobody may fall over that
 		var wg sync.WaitGroup
+		// A server whose own tree of folders changes under a list may say "internal error": that is Transient, and asked again by all who use it.
+		s := blob.Retry(b.s, blob.Policy{Attempts: 8}, clock.System)
 		for g := range 4 {
 			wg.Go(func() {
 				for i := range 10 {
 					n := fmt.Sprintf("tidy/deep/%d-%d", g, i)
-					if err := blob.WriteAll(b.ctx, b.s, n, Content(n, 10)); err != nil {
+					if err := blob.WriteAll(b.ctx, s, n, Content(n, 10)); err != nil {
 						b.Errorf("write %s: %v", n, err)
 					}
-					if err := b.s.Remove(b.ctx, n); err != nil {
+					if err := s.Remove(b.ctx, n); err != nil {
 						b.Errorf("remove %s: %v", n, err)
 					}
-					if _, err := b.s.List(b.ctx, "tidy"); err != nil {
+					if _, err := s.List(b.ctx, "tidy"); err != nil {
 						b.Errorf("list: %v", err)
 					}
 				}
