@@ -78,6 +78,8 @@ func withFd(f *os.File, do func(fd int) error) error {
 	return derr
 }
 
+// diskUsage returns what may still be written, and that with what is written already. Blocks that the file system keeps for root are in
+// neither: a disk with nothing left to write is full.
 func diskUsage(name string) (free, size int64, err error) {
 	var st unix.Statfs_t
 	for {
@@ -89,5 +91,5 @@ func diskUsage(name string) (free, size int64, err error) {
 	if err != nil {
 		return 0, 0, pathErr("statfs", name, err)
 	}
-	return int64(st.Bavail) * st.Bsize, int64(st.Blocks) * st.Bsize, nil
+	return int64(st.Bavail) * st.Bsize, int64(st.Blocks-st.Bfree+st.Bavail) * st.Bsize, nil
 }
