@@ -22,9 +22,9 @@ const module = "github.com/holdfast-backup/holdfast"
 // A package that no entry covers fails the test, so that a new one gets its place here.
 var floors = [][]string{
 	{"", "internal/clock", "internal/direct"}, // the ground floor
-	{"fsys", "nbd", "internal/cli", "internal/process", "ingest/wire", "ingest/chunk", "agent/hv", "agent/vhdx", "pools/seal"},
-	{"kv", "ingest/wire/netem", "pools/blob", "pools/container", "agent/restore", "agent/transport"},
-	{"pools", "pools/blob/dirstore", "pools/blob/s3store", "pools/blob/s3store/s3test", "pools/blob/blobtest", "pools/parity", "pools/sidecar", "catalog", "agent/lab"},
+	{"fsys", "nbd", "internal/cli", "internal/process", "ingest/wire", "ingest/chunk", "agent/hv", "agent/vhdx", "pools/seal", "tape/scsi"},
+	{"kv", "ingest/wire/netem", "pools/blob", "pools/container", "agent/restore", "agent/transport", "tape/emu", "tape/iscsi", "tape/drive", "tape/changer"},
+	{"pools", "pools/blob/dirstore", "pools/blob/s3store", "pools/blob/s3store/s3test", "pools/blob/blobtest", "pools/parity", "pools/sidecar", "catalog", "agent/lab", "tape/hft"},
 	{"pools/memory", "pools/dedup", "pools/standard", "pools/pooltest", "agent", "appliance/schedule", "appliance/retain", "appliance/notify", "rescue"},
 	{"ingest", "pools/object"}, // an object pool is a dedup pool over a bucket
 	{"appliance/auth", "appliance/job"},
@@ -45,6 +45,7 @@ var walls = []struct{ from, to, why string }{
 	{"rescue", "ingest", "it works when nothing else is left"},
 	{"catalog", "pools", "they meet in ingest"},
 	{"pools/", "catalog", "they meet in ingest"},
+	{"tape/", "catalog", "they meet in ingest"},
 	{"cmd/holdfast", "pools", "the CLI speaks to the daemon's API"},
 	{"cmd/holdfast", "catalog", "the CLI speaks to the daemon's API"},
 	{"cmd/holdfast", "ingest", "the CLI speaks to the daemon's API"},
