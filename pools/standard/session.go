@@ -19,7 +19,7 @@ type session struct {
 	begun   holdfast.Manifest
 	folder  string
 	home    *poolPath
-	parent  *setState  // leased; nil for a full set
+	parent  *setState  // leased: the manifest's, or the one that a full read is compared with; nil if there is none
 	inherit *setRecord // the parent's
 
 	marking sync.Mutex // held while the marker is being written
@@ -91,11 +91,18 @@ func (p *Pool) enlist(ctx context.Context, s *session, op string) error {
 // start does what needs I/O.
 func (s *session) start(ctx context.Context, op string) error {
 	var prefer *poolPath
-	if s.parent != nil {
+	if s.parent == nil && rereads(&s.begun) {
+		if err := s.findLike(ctx, op); err != nil {
+			return err
+		}
+	}
+	if s.parent != nil && s.inherit == nil {
 		var err error
 		if s.inherit, err = s.p.record(ctx, s.parent); err != nil {
 			return err
 		}
+	}
+	if s.parent != nil {
 		prefer = s.p.paths[s.parent.path]
 	}
 	for _, d := range s.begun.Disks {

@@ -13,8 +13,8 @@ import (
 )
 
 // stretchLeast is the length of what was placed without a gap from which on the parent's disk is asked for the chunks that come
-// next: whoever writes only what a tracker reported as changed has little to find there. From the disk's beginning on it is
-// asked at once.
+// next: whoever writes only what a tracker reported as changed has little to find there. From the disk's beginning on, and for
+// a disk that is read whole, it is asked at once.
 const stretchLeast = 8 << 20
 
 // recordOverhead bounds what a record and its share of the footer take besides its payload.
@@ -96,7 +96,7 @@ func (w *diskWriter) Missing(ctx context.Context, ds []holdfast.Digest, missing 
 // lookAround returns the window of the parent's disk, or nil where it is of no use. A parent that cannot be read is no
 // failure here: its data is stored again.
 func (w *diskWriter) lookAround(ctx context.Context) *nearby {
-	if w.s.parent == nil || w.nearBad || w.stretch > 0 && w.end-w.stretch < w.s.p.stretch {
+	if w.s.parent == nil || w.nearBad || w.disk.Inherit && w.stretch > 0 && w.end-w.stretch < w.s.p.stretch {
 		return nil
 	}
 	if w.near == nil {
