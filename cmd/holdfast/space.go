@@ -8,6 +8,7 @@ import (
 
 	"github.com/holdfast-backup/holdfast/appliance/api"
 	"github.com/holdfast-backup/holdfast/internal/cli"
+	"github.com/holdfast-backup/holdfast/pools"
 )
 
 func (a *app) poolSpace() *cobra.Command {
@@ -30,8 +31,9 @@ func printSpace(p *printer, s api.PoolSpace, explain bool) {
 	p.row("stored", cli.Size(s.Stored), "", fmt.Sprintf("in %d containers", s.Containers))
 	part("live", s.Live, "needed by points in time")
 	part("pinned", s.Pinned, "of deleted points in time that are still being read, and of backups under way")
-	part("reclaimable", s.Reclaimable, "needed by nobody: 'holdfast pool gc' gives it back, what lies in well filled containers later")
+	part("reclaimable", s.Reclaimable, "of points in time that expired or were deleted: needed by nobody")
 	part("records", s.Records, "")
+	printWaits(p, s)
 	p.line("")
 	p.row("VM", "POINTS", "LOGICAL", "ONLY ITS OWN")
 	for _, v := range s.VMs {
@@ -47,7 +49,42 @@ func printSpace(p *printer, s api.PoolSpace, explain bool) {
 	}
 	p.line("")
 	p.line("Fragmentation: %.1f %% of the pieces of each VM's newest point in time do not follow the piece before.", s.Jumps*100)
-	p.line("Deleting all points in time of a VM gives back what is only its own. A collect copies together what lives in containers below 60 %%.")
+	p.line("Deleting all points in time of a VM gives back what is only its own. A collect copies together what lives in containers of which little is needed.")
+}
+
+// printWaits says what pins bytes, and when what nobody needs comes back.
+func printWaits(p *printer, s api.PoolSpace) {
+	if len(s.PinnedBy) > 0 {
+		p.line("")
+		p.row("PINNED BY", "SET", "VM")
+		for _, pin := range s.PinnedBy {
+			p.row(pinUses[pin.Use], pin.Set, pin.VM)
+		}
+	}
+	if len(s.Waits) > 0 {
+		p.line("")
+		p.row("RECLAIMABLE", "WHEN")
+		for _, w := range s.Waits {
+			when := waits[w.When]
+			if !w.Until.IsZero() {
+				when += ", the last on " + w.Until.UTC().Format("2006-01-02 15:04 MST")
+			}
+			p.row(cli.Size(w.Bytes), when)
+		}
+	}
+}
+
+var pinUses = map[pools.PinUse]string{
+	pools.PinReading: "a deleted point in time that is being read or built upon",
+	pools.PinWriting: "a backup under way",
+}
+
+var waits = map[pools.WaitWhen]string{
+	pools.WaitCollect: "with the next 'holdfast pool gc'",
+	pools.WaitTwice:   "with the second 'holdfast pool gc' from now, which must find it needless again",
+	pools.WaitSparse:  "with a 'holdfast pool gc' once less is needed of the containers it lies in",
+	pools.WaitPin:     "with a 'holdfast pool gc' once its container is not pinned any more",
+	pools.WaitLock:    "with a 'holdfast pool gc' once Object Lock lets its containers go",
 }
 
 func percent(n, of int64) float64 {

@@ -43,7 +43,7 @@ var _ pools.Explainer = (*Pool)(nil)
 func (p *Pool) Explain(ctx context.Context) (pools.Space, error) {
 	x := &explanation{p: p, ctx: ctx, owners: map[uint32][]uint16{}, r: resolver{p: p}, number: map[holdfast.VMID]uint16{}, seen: map[nodeOf]struct{}{}}
 	defer x.r.release()
-	s := pools.Space{VMs: []pools.VMSpace{}}
+	s := pools.Space{VMs: []pools.VMSpace{}, PinnedBy: x.pins(), Waits: []pools.Wait{}}
 	newest := map[holdfast.VMID]*setRecord{}
 	for id := range p.knownSets() {
 		rec, l, err := p.leaseSet(ctx, id)
@@ -282,26 +282,10 @@ func (x *explanation) sum(s *pools.Space) error {
 			}
 			sums[o] += int64(f.Chunks[i].Len)
 		}
-		x.container(s, c, sums)
+		if err := x.container(s, c, sums, live); err != nil {
+			return err
+		}
 		s.Liveness[min(live*10/max(int(c.n), 1), 9)]++
 	}
 	return nil
-}
-
-// container shares a container's bytes out by the plaintexts of its chunks.
-func (x *explanation) container(s *pools.Space, c *cont, sums map[uint16]int64) {
-	for o, plain := range sums {
-		share := int64(float64(c.size) * float64(plain) / float64(max(c.plain, 1)))
-		switch o {
-		case nobody:
-			s.Reclaimable += share
-		case pinnedOnly:
-			s.Pinned += share
-		case severalVMs:
-			s.Live += share
-		default:
-			s.Live += share
-			x.vms[o-1].Unique += share
-		}
-	}
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/fsys"
+	"github.com/holdfast-backup/holdfast/pools"
 )
 
 // Goal: Explain says of every stored byte whose it is: what deleting all of a VM's sets gives back is what it calls the VM's own, what a
@@ -58,6 +59,14 @@ func TestExplainSaysWhoseBytesAreWhose(t *testing.T) {
 	if s, err = l.p.Explain(background); err != nil {
 		t.Fatal(err)
 	}
+	if len(s.PinnedBy) != 1 || s.PinnedBy[0] != (pools.Pin{Set: a1, Use: pools.PinReading}) {
+		t.Errorf("pinned by %+v", s.PinnedBy)
+	}
+	waited := int64(0)
+	for _, w := range s.Waits {
+		waited += w.Bytes
+	}
+	near("what waits for something", waited, s.Reclaimable)
 	if s.Pinned < 200<<10 || s.Pinned > 220<<10 || s.Reclaimable < 100<<10 || s.Reclaimable > 120<<10 || len(s.VMs) != 1 {
 		t.Errorf("with an open reader: %+v", s)
 	}

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/ingest/chunk"
@@ -32,7 +33,8 @@ type Pool struct {
 	end       context.CancelFunc
 	patient   bool
 	shape     Shape
-	before    func(ctx context.Context, containers []string) error // nil: nothing
+	before    func(ctx context.Context, containers []string) error      // nil: nothing
+	heldUntil func(ctx context.Context, name string) (time.Time, error) // nil: nothing is held
 	ownerFile bool
 	cars      *sidecars // nil: the pool keeps none
 	given     uint32    // the driver's generation; 0: none

@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"slices"
+	"time"
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/fsys"
@@ -46,6 +47,8 @@ type OpenOptions struct {
 	// of all other objects it needs, as Objects returns them. Its error fails the Commit. Nil: nothing is called, and the recipe is not walked.
 	BeforeRecord func(ctx context.Context, objects []string) error
 
+	// HeldUntil says until when the medium itself keeps an object from being removed; the zero time if it does not. For Explain. Nil: it never does.
+	HeldUntil func(ctx context.Context, name string) (time.Time, error)
 	// Parity keeps a Reed-Solomon side-car beside every container (pools/sidecar). Containers from before get theirs from a Verify of the
 	// whole pool.
 	Parity bool
@@ -108,7 +111,7 @@ func OpenStore(ctx context.Context, env pools.Env, store blob.Store, id holdfast
 	p.cars = cars
 	p.keys.start(ring)
 	p.closers = o.Closers
-	p.patient, p.before, p.ownerFile, p.given = o.Patient, o.BeforeRecord, o.ownerFile, o.Generation
+	p.patient, p.before, p.ownerFile, p.given, p.heldUntil = o.Patient, o.BeforeRecord, o.ownerFile, o.Generation, o.HeldUntil
 	p.shape = Shape{Readers: cmp.Or(o.Shape.Readers, readers), Join: cmp.Or(o.Shape.Join, joinBytes), Gap: cmp.Or(o.Shape.Gap, joinGap)}
 	index, dir := o.Index, indexDir
 	if index == nil && env.StateDir != "" {

@@ -167,6 +167,9 @@ func open(ctx context.Context, env pools.Env, id holdfast.PoolID, config json.Ra
 	if pl.rule.mode != "" {
 		o.BeforeRecord = p.extend
 	}
+	if pl.locks() {
+		o.HeldUntil = pl.heldUntil
+	}
 	if p.Pool, err = dedup.OpenStore(ctx, pl.env, store, id, o); err != nil {
 		return nil, err // OpenStore has closed the place
 	}

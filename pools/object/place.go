@@ -288,6 +288,15 @@ func (p *place) locks() bool {
 	return true
 }
 
+// heldUntil returns until when the server keeps an object, the zero time if it may go.
+func (p *place) heldUntil(ctx context.Context, name string) (time.Time, error) {
+	held, err := p.retention(ctx, name)
+	if err != nil || !held.Until.After(p.env.Clock.Now()) {
+		return time.Time{}, err
+	}
+	return held.Until, nil
+}
+
 // retention asks the servers until when an object is kept: the longest of what the buckets say. NotExist if none has it.
 func (p *place) retention(ctx context.Context, name string) (s3store.Lock, error) {
 	var longest s3store.Lock

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/bits"
+	"slices"
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/pools/blob"
@@ -27,6 +29,23 @@ func (b bitmap) fill(i, end uint32) { // marks [i, end), as far as there is room
 	for ; i < end && int(i/64) < len(b); i++ {
 		b[i/64] |= 1 << (i % 64)
 	}
+}
+
+// count returns how many chunks are marked.
+func (b bitmap) count() (n int64) {
+	for _, w := range b {
+		n += int64(bits.OnesCount64(w))
+	}
+	return n
+}
+
+// without returns what is marked in b and not in o, which is as long.
+func (b bitmap) without(o bitmap) bitmap {
+	out := slices.Clone(b)
+	for i := range out {
+		out[i] &^= o[i]
+	}
+	return out
 }
 
 // rewrite rewrites data files of deleted sets of which little is needed.
