@@ -9,6 +9,7 @@ import (
 // Bounds of a manifest.
 const (
 	MaxDisks           = 256     // of one VM: 4 SCSI controllers of 64
+	MaxAdapters        = 64      // network adapters of one VM
 	MaxAttachments     = 64      // configuration files of one VM
 	MaxAttachmentBytes = 4 << 20 // of one attachment
 	MaxManifestBytes   = 16 << 20
@@ -45,6 +46,8 @@ type Manifest struct {
 	Consistency Consistency  `json:"consistency"`
 	Note        string       `json:"note,omitempty"` // why the consistency is lower than asked for, and the like
 	Disks       []Disk       `json:"disks"`
+	Adapters    []Adapter    `json:"adapters,omitempty"` // network adapters, as they were
+	Dir         string       `json:"dir,omitempty"`      // folder on the host that the VM was in: where "original" is
 	Attachments []Attachment `json:"attachments,omitempty"`
 	Stats       Stats        `json:"stats"`
 }
@@ -55,6 +58,13 @@ type VMInfo struct {
 	Name       string `json:"name"`
 	Generation int    `json:"generation"` // 1 or 2
 	Version    string `json:"version,omitempty"`
+}
+
+// An Adapter is a virtual network adapter.
+type Adapter struct {
+	Name   string `json:"name"`
+	Switch string `json:"switch,omitempty"` // the virtual switch it is connected to; "": none
+	MAC    string `json:"mac,omitempty"`    // its fixed address; "": given by the host
 }
 
 // A Disk describes one virtual disk of a set.
@@ -125,6 +135,8 @@ func (m *Manifest) Check() error {
 		return Errorf(Invalid, op, "no VM id")
 	case len(m.Disks) > MaxDisks:
 		return Errorf(Invalid, op, "%d disks; at most %d are allowed", len(m.Disks), MaxDisks)
+	case len(m.Adapters) > MaxAdapters:
+		return Errorf(Invalid, op, "%d network adapters; at most %d are allowed", len(m.Adapters), MaxAdapters)
 	case len(m.Attachments) > MaxAttachments:
 		return Errorf(Invalid, op, "%d attachments; at most %d are allowed", len(m.Attachments), MaxAttachments)
 	case (m.Kind == Incremental) == m.Parent.IsZero() || (m.Kind != Full && m.Kind != Incremental):

@@ -122,6 +122,8 @@ func (a *Agent) notice(ctx context.Context, n wire.Notice) {
 		if r != nil {
 			r.cancel(holdfast.Errorf(holdfast.Cancelled, "", "the task was cancelled"))
 		}
+	case n.Survey != nil:
+		a.wg.Go(func() { a.survey(ctx, *n.Survey) })
 	case n.Inventory:
 		wake(a.kick)
 	}
@@ -140,10 +142,11 @@ func (a *Agent) start(ctx context.Context, t wire.Task) {
 		}
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	r := &running{task: t, phase: "queued", cancel: cancel}
+	r := &running{task: t, phase: "queued", cancel: cancel, over: make(chan struct{})}
 	a.tasks[t.ID] = r
 	if len(a.tasks) > maxTasks {
 		cancel(nil)
+		close(r.over)
 		r.end(holdfast.Errorf(holdfast.Busy, "start task", "%d tasks are waiting already", maxTasks))
 		wake(a.news)
 		return
@@ -158,6 +161,7 @@ func (a *Agent) start(ctx context.Context, t wire.Task) {
 			log.Info("task done")
 		}
 		r.end(err)
+		close(r.over)
 		wake(a.news)
 	})
 }
@@ -265,7 +269,8 @@ func (a *Agent) inventory(ctx context.Context) (wire.Inventory, error) {
 	if err != nil {
 		return wire.Inventory{}, err
 	}
-	inv := wire.Inventory{Product: info.Product, Version: info.Version, Agent: a.o.Version, VMs: make([]wire.VM, 0, len(vms))}
+	inv := wire.Inventory{Product: info.Product, Version: info.Version, Agent: a.o.Version, VMs: make([]wire.VM, 0, len(vms)),
+		Switches: info.Switches, VMVersion: info.VMVersion}
 	for i := range vms {
 		inv.VMs = append(inv.VMs, wireVM(&vms[i]))
 	}
@@ -273,7 +278,7 @@ func (a *Agent) inventory(ctx context.Context) (wire.Inventory, error) {
 }
 
 func wireVM(v *hv.VM) wire.VM {
-	w := wire.VM{VMInfo: v.VMInfo, State: v.State, Disks: v.Disks}
+	w := wire.VM{VMInfo: v.VMInfo, State: v.State, Disks: v.Disks, Adapters: v.Adapters, Checkpoints: v.Checkpoints, Busy: v.Busy, Served: v.Served, Dir: v.Dir}
 	for _, s := range v.Skipped {
 		w.Skipped = append(w.Skipped, s.Name+": "+s.Reason)
 	}

@@ -137,7 +137,8 @@ func (b *backup) plan(ctx context.Context) error {
 	m := &b.manifest
 	*m = holdfast.Manifest{
 		ID: b.began.Set, Created: b.a.o.Clock.Now().UTC(), VM: b.vm.VMInfo, Host: b.a.o.Host, HostName: b.a.o.HostName,
-		Run: b.r.task.Run, Kind: holdfast.Full, Consistency: b.cp.Level(),
+		Run: b.r.task.Run, Kind: holdfast.Full, Consistency: b.cp.Level(), Dir: b.vm.Dir,
+		Adapters: b.vm.Adapters[:min(len(b.vm.Adapters), holdfast.MaxAdapters)],
 	}
 	frozen := b.cp.Disks()
 	if len(frozen) > holdfast.MaxDisks {

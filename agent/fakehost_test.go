@@ -238,6 +238,14 @@ type plannedVM struct {
 	ended    bool
 }
 
+func (h *memHost) Survey(_ context.Context, dirs []string) ([]hv.Folder, error) {
+	var out []hv.Folder
+	for _, dir := range dirs {
+		out = append(out, hv.Folder{Dir: dir, Free: -1})
+	}
+	return out, nil
+}
+
 func (h *memHost) CreateVM(_ context.Context, p hv.RestorePlan) (hv.PlannedVM, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -250,11 +258,11 @@ func (p *plannedVM) Disk(_ context.Context, id holdfast.DiskID) (hv.DiskWriter, 
 	return &memWriter{vm: p, name: d.Name, data: make([]byte, d.Size)}, nil
 }
 
-func (p *plannedVM) Realize(context.Context) (hv.VM, error) {
+func (p *plannedVM) Realize(context.Context) (hv.Realized, error) {
 	p.h.mu.Lock()
 	defer p.h.mu.Unlock()
 	if p.h.realizeErr != nil {
-		return hv.VM{}, p.h.realizeErr
+		return hv.Realized{}, p.h.realizeErr
 	}
 	for name, data := range p.finished {
 		p.h.images[p.plan.Name+"/"+name] = data
@@ -262,7 +270,7 @@ func (p *plannedVM) Realize(context.Context) (hv.VM, error) {
 	p.h.made = append(p.h.made, p.plan)
 	p.ended = true
 	p.h.planned--
-	return hv.VM{VMInfo: holdfast.VMInfo{ID: holdfast.VMID{ID: holdfast.NewID()}, Name: p.plan.Name, Generation: 2}}, nil
+	return hv.Realized{VM: hv.VM{VMInfo: holdfast.VMInfo{ID: holdfast.VMID{ID: holdfast.NewID()}, Name: p.plan.Name, Generation: 2}}}, nil
 }
 
 func (p *plannedVM) Discard(context.Context) error {

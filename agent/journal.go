@@ -40,7 +40,11 @@ func openJournal(dir string) (*journal, error) {
 
 // add makes the entry of a task durable.
 func (j *journal) add(t *wire.Task) error {
-	b, err := json.Marshal(entry{t.ID, t.Kind, t.VM, t.Dir})
+	e := entry{Task: t.ID, Kind: t.Kind, VM: t.VM}
+	if t.Restore != nil {
+		e.Dir = t.Restore.Dir
+	}
+	b, err := json.Marshal(e)
 	if err == nil {
 		err = j.write(j.name(t.ID), b)
 	}

@@ -28,12 +28,14 @@ const (
 type running struct {
 	task   wire.Task
 	cancel context.CancelCauseFunc
+	over   chan struct{} // closed when it has ended
 
 	mu    sync.Mutex
 	phase string
 	note  string
 	disks []metered
 	vm    *wire.VM
+	token map[holdfast.DiskID]string
 	ended bool
 	err   error
 }
@@ -73,10 +75,10 @@ func (r *running) meterFor(d holdfast.Disk, total int64) *holdfast.Meter {
 	return m
 }
 
-func (r *running) made(vm wire.VM) {
+func (r *running) made(vm wire.VM, tokens map[holdfast.DiskID]string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.vm = &vm
+	r.vm, r.token = &vm, tokens
 }
 
 func (r *running) end(err error) {
@@ -88,7 +90,7 @@ func (r *running) end(err error) {
 func (r *running) report() wire.Report {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	w := wire.Report{Task: r.task.ID, Phase: r.phase, Ended: r.ended, Note: r.note, VM: r.vm}
+	w := wire.Report{Task: r.task.ID, Phase: r.phase, Ended: r.ended, Note: r.note, VM: r.vm, Tokens: r.token}
 	for _, d := range r.disks {
 		w.Disks = append(w.Disks, wire.DiskProgress{Disk: d.disk.ID, Name: d.disk.Name, Reason: d.disk.Reason, Sample: d.meter.Sample()})
 	}

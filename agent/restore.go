@@ -10,8 +10,15 @@ import (
 	"github.com/holdfast-backup/holdfast/ingest/wire"
 )
 
-// restore does a restore task: it builds a VM out of a set. When it returns an error, nothing of the VM is left.
+// restore does a restore task: it builds a VM out of a set, or replaces one or a disk of one. When it returns an error, nothing of it is left, and
+// what was to be replaced is as it was.
 func (a *Agent) restore(ctx context.Context, r *running) (err error) {
+	if r.task.Restore == nil {
+		return holdfast.Errorf(holdfast.Invalid, "restore", "the task does not say what to make")
+	}
+	if done, err := a.earlier(ctx, r); done || err != nil {
+		return err
+	}
 	r.enter(phaseWriting)
 	link, err := a.dial(ctx, &r.task)
 	if err != nil {
@@ -40,8 +47,10 @@ func (a *Agent) restore(ctx context.Context, r *running) (err error) {
 
 // build makes the VM. On an error everything of it is removed.
 func (a *Agent) build(ctx context.Context, r *running, x *exchange, opened *wire.SetOpened) (err error) {
+	t := r.task.Restore
 	vm, err := a.o.Hypervisor.CreateVM(ctx, hv.RestorePlan{
-		Manifest: opened.Manifest, Dir: r.task.Dir, Name: r.task.Name, KeepID: r.task.KeepID,
+		Manifest: opened.Manifest, Dir: t.Dir, Name: t.Name, KeepID: t.KeepID, Tag: r.task.ID.String(), DiskDirs: t.DiskDirs, Adapters: t.Adapters,
+		Replace: t.Replace, Into: t.Into, Overwrite: t.Overwrite, Shutdown: t.Shutdown, Reference: t.Reference, Start: t.Start,
 	})
 	if err != nil {
 		return errors.Join(err, a.journal.remove(r.task.ID))
@@ -83,8 +92,69 @@ func (a *Agent) build(ctx context.Context, r *running, x *exchange, opened *wire
 	if err != nil {
 		return err
 	}
-	r.made(wireVM(&made))
+	r.remark(made.Note)
+	r.made(wireVM(&made.VM), made.Tokens)
 	return nil
+}
+
+// earlier ends an earlier try of the task and removes what it left: the appliance was restarted, or lost sight of it. done says that the
+// earlier try has made the VM meanwhile.
+func (a *Agent) earlier(ctx context.Context, r *running) (done bool, err error) {
+	id := r.task.Restore.Earlier
+	if id.IsZero() {
+		return false, nil
+	}
+	a.mu.Lock()
+	old := a.tasks[id]
+	a.mu.Unlock()
+	if old != nil {
+		old.cancel(holdfast.Errorf(holdfast.Cancelled, "", "the task was begun anew"))
+		select {
+		case <-old.over:
+		case <-ctx.Done():
+			return false, context.Cause(ctx)
+		}
+		old.mu.Lock()
+		vm, tokens, failed := old.vm, old.token, old.err != nil
+		old.mu.Unlock()
+		if !failed && vm != nil {
+			r.made(*vm, tokens)
+			return true, nil
+		}
+	}
+	left, err := a.o.Hypervisor.Leftovers(ctx)
+	if err != nil {
+		return false, err
+	}
+	for _, l := range left {
+		if l.Tag() == id.String() {
+			if err := l.Discard(ctx); err != nil {
+				return false, err
+			}
+		}
+	}
+	return false, nil
+}
+
+// survey answers what the host has and what folders are like.
+func (a *Agent) survey(ctx context.Context, req wire.SurveyRequest) {
+	inv, err := a.inventory(ctx)
+	s := &wire.Survey{ID: req.ID}
+	if err == nil {
+		var fs []hv.Folder
+		fs, err = a.o.Hypervisor.Survey(ctx, req.Dirs[:min(len(req.Dirs), wire.MaxSurveyDirs)])
+		for _, f := range fs {
+			s.Folders = append(s.Folders, wire.Folder(f))
+		}
+	}
+	if err != nil {
+		f := wire.FailureOf(err)
+		inv, s.Error = wire.Inventory{}, &f
+	}
+	inv.Survey = s
+	if err := a.o.Control.Inventory(ctx, inv); err != nil && ctx.Err() == nil {
+		a.o.Log.Warn("answering a survey", "error", err)
+	}
 }
 
 // delivery takes parcels to the disks they are for.

@@ -15,7 +15,7 @@ func TestRestoredDisksAreIdentical(t *testing.T) {
 	g := b.grantFor(vm, "adaptive", "fast")
 	b.backup(vm, g)
 	g.set = g.began.Set
-	r := b.task(wire.Task{Kind: wire.TaskRestore, Dir: "/vms", Name: "copy"}, g)
+	r := b.task(wire.Task{Kind: wire.TaskRestore, Restore: &wire.Restore{Dir: "/vms", Name: "copy"}}, g)
 	if r.Error != nil || r.VM == nil || r.VM.Name != "copy" {
 		t.Fatalf("%+v %+v", r, r.Error)
 	}
@@ -53,7 +53,7 @@ func TestFailedRestoresLeaveNothing(t *testing.T) {
 			b.stop()
 			c.spoil(b, set)
 			b.run()
-			r := b.task(wire.Task{Kind: wire.TaskRestore, Dir: "/vms", Name: "copy"}, g)
+			r := b.task(wire.Task{Kind: wire.TaskRestore, Restore: &wire.Restore{Dir: "/vms", Name: "copy"}}, g)
 			if r.Error == nil || r.Error.Kind != c.kind || r.VM != nil {
 				t.Errorf("%+v %+v", r, r.Error)
 			}

@@ -86,10 +86,19 @@ func (k desk) Restore(ctx context.Context, host holdfast.HostID, task holdfast.T
 	if err != nil {
 		return ingest.RestoreGrant{}, err
 	}
-	pool, err := k.d.shelf.Pool(ctx, a.Spec.Pool)
+	x := a.Spec.Restores[a.VM]
+	if x == nil {
+		k.d.jobs.SessionOver(task, no, nil)
+		return ingest.RestoreGrant{}, holdfast.Errorf(holdfast.Internal, "open task", "task %s does not say what it restores", task)
+	}
+	pool, err := k.d.shelf.Pool(ctx, x.Pool)
 	if err != nil {
 		k.d.jobs.SessionOver(task, no, nil)
 		return ingest.RestoreGrant{}, err
 	}
-	return ingest.RestoreGrant{Pool: pool, Set: a.Spec.Set, Ended: func(error) { k.d.jobs.SessionOver(task, no, nil) }}, nil
+	g := ingest.RestoreGrant{Pool: pool, Set: x.Set, Ended: func(error) { k.d.jobs.SessionOver(task, no, nil) }}
+	if !x.Disk.IsZero() {
+		g.Disks = []holdfast.DiskID{x.Disk}
+	}
+	return g, nil
 }

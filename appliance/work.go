@@ -117,7 +117,9 @@ func (s *Service) Restore(ctx context.Context, spec api.RestoreSpec) (api.Run, e
 	}
 	s.d.room.make()
 	vm := catalog.VM{ID: set.Manifest.VM.ID, Name: set.Manifest.VM.Name, Host: host.ID}
-	v, err := s.d.jobs.Start(ctx, catalog.RunRestore, job.Spec{Pool: set.Pool, Set: set.Manifest.ID, Dir: spec.Dir, Name: spec.Name}, []catalog.VM{vm})
+	v, err := s.d.jobs.Start(ctx, catalog.RunRestore, job.Spec{Pool: set.Pool, Restores: map[holdfast.VMID]*job.Restore{vm.ID: {
+		Pool: set.Pool, Set: set.Manifest.ID, Make: wire.Restore{Dir: spec.Dir, Name: spec.Name},
+	}}}, []catalog.VM{vm})
 	return s.showRun(v, err)
 }
 

@@ -3,6 +3,7 @@ package ingest
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -126,6 +127,10 @@ func (b *backup) findParent(ctx context.Context) (*holdfast.Manifest, map[holdfa
 	})
 	if err != nil {
 		return nil, nil, err
+	}
+	// The host's reference point is at the moment of that set: newer ones are passed over where a restore has brought it back.
+	if i := slices.Index(candidates, tracking.Set); i > 0 && len(tracking.Tokens) > 0 {
+		candidates = slices.Insert(slices.Delete(candidates, i, i+1), 0, tracking.Set)
 	}
 	for _, id := range candidates {
 		set, err := b.grant.Pool.Open(ctx, id)

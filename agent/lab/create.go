@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -37,6 +38,8 @@ type CreateOptions struct {
 	Generation int      // 1 or 2; 0 means 2
 	Off        bool     // the VM is off: its checkpoints are neither application- nor crash-consistent
 	Take       Take
+	Adapters   []holdfast.Adapter
+	Version    string // of the VM's configuration; "": the lab's own
 }
 
 // NewVM makes a VM in the lab folder. Each disk keeps its bytes; it keeps its id, too, unless another disk of the lab has
@@ -59,7 +62,10 @@ func (h *Host) NewVM(ctx context.Context, o CreateOptions) (hv.VM, error) {
 		return hv.VM{}, fileError(op, err)
 	}
 	f := &vmFile{Format: vmFileFormat, State: stateRunning, VMInfo: holdfast.VMInfo{ID: holdfast.VMID{ID: holdfast.NewID()}, Name: o.Name,
-		Generation: o.Generation, Version: "lab-" + version}}
+		Generation: o.Generation, Version: o.Version}, Adapters: o.Adapters}
+	if f.Version == "" {
+		f.Version = "lab-" + version
+	}
 	if o.Off {
 		f.State = stateOff
 	}
@@ -129,7 +135,10 @@ func (h *Host) Clone(ctx context.Context, vm, name string) (hv.VM, error) {
 	}
 	var out hv.VM
 	err = h.changeIdle(ctx, "clone VM", vm, func(_ string, f *vmFile) error {
-		o := CreateOptions{Name: name, Generation: f.Generation, Off: f.State == stateOff}
+		o := CreateOptions{Name: name, Generation: f.Generation, Off: f.State == stateOff, Version: f.Version, Adapters: slices.Clone(f.Adapters)}
+		for i := range o.Adapters {
+			o.Adapters[i].MAC = ""
+		}
 		for i := range f.Disks {
 			o.Disks = append(o.Disks, filepath.Join(dir, f.Disks[i].Path))
 			if len(f.Disks[i].Parents) > 0 && isOverlay(f.Disks[i].Path) {

@@ -59,7 +59,8 @@ func (h *Host) Info(context.Context) (hv.HostInfo, error) {
 	if err != nil {
 		name = "lab"
 	}
-	return hv.HostInfo{Name: name, Product: Product, Version: version + " on " + runtime.GOOS}, nil
+	s, err := h.Settings()
+	return hv.HostInfo{Name: name, Product: Product, Version: version + " on " + runtime.GOOS, Switches: s.Switches, VMVersion: s.VMVersion}, err
 }
 
 // VMs lists the VMs, by name.
@@ -80,7 +81,12 @@ func (h *Host) VMs(context.Context) ([]hv.VM, error) {
 
 // describe says what a VM is, looking into its disks.
 func describe(dir string, f *vmFile) hv.VM {
-	vm := hv.VM{VMInfo: f.VMInfo, State: f.state(dir)}
+	vm := hv.VM{VMInfo: f.VMInfo, State: f.state(dir), Adapters: f.Adapters, Dir: dir, Busy: f.recovery() != nil, Served: f.served(dir)}
+	for _, c := range f.Checkpoints {
+		if c.Kind == kindUser {
+			vm.Checkpoints++
+		}
+	}
 	for i := range f.Disks {
 		e := &f.Disks[i]
 		m, err := e.meta(dir, e.Path)
@@ -95,12 +101,15 @@ func describe(dir string, f *vmFile) hv.VM {
 
 // state returns "running" for a VM that is said to run or whose disk is being served.
 func (f *vmFile) state(dir string) string {
-	for _, d := range f.Disks {
-		if isTaken(filepath.Join(dir, serverLock(d.ID))) {
-			return stateRunning
-		}
+	if f.served(dir) {
+		return stateRunning
 	}
 	return f.State
+}
+
+// served reports whether a program serves a disk of the VM.
+func (f *vmFile) served(dir string) bool {
+	return slices.ContainsFunc(f.Disks, func(d diskEntry) bool { return isTaken(filepath.Join(dir, serverLock(d.ID))) })
 }
 
 func (f *vmFile) disk(id holdfast.DiskID) *diskEntry {

@@ -199,7 +199,7 @@ func (h *Host) discardDead(ctx context.Context, dir string) error {
 	return h.endCheckpoint(ctx, dir, cp.ID, merging{})
 }
 
-// Leftovers lists recovery checkpoints whose owner is dead.
+// Leftovers lists recovery checkpoints and restores whose owner is dead.
 func (h *Host) Leftovers(context.Context) ([]hv.Leftover, error) {
 	var out []hv.Leftover
 	err := h.each(func(dir string, f *vmFile) error {
@@ -213,7 +213,11 @@ func (h *Host) Leftovers(context.Context) ([]hv.Leftover, error) {
 		out = append(out, &leftover{host: h, dir: dir, vm: f.ID, tag: cp.Tag})
 		return nil
 	})
-	return out, err
+	if err != nil {
+		return nil, err
+	}
+	restores, err := h.deadRestores()
+	return append(out, restores...), err
 }
 
 type leftover struct {

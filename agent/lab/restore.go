@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -15,13 +16,16 @@ import (
 	"github.com/holdfast-backup/holdfast/agent/vhdx"
 )
 
-// A planned VM is a folder without vm.json: Realize writes that last.
+// A planned VM is a folder without vm.json, which Realize writes last; or (Replace, Into) files beside those of a VM that is there, which
+// Realize puts into its vm.json.
 type planned struct {
 	host *Host
 	dir  string
-	made bool // we made the folder
-	file *vmFile
+	file *vmFile // the new VM; nil where one that is there is changed
+	into bool    // a disk of it, not all of it
 	plan hv.RestorePlan
+	undo undo
+	lock *fileLock // while it lives; leftovers of others do not have it
 
 	mu    sync.Mutex
 	disks map[holdfast.DiskID]*plannedDisk
@@ -29,16 +33,17 @@ type planned struct {
 }
 
 type plannedDisk struct {
-	name     string
-	id       holdfast.DiskID // in the new VM
+	name     string          // in the VM's folder
+	path     string          // of the file itself, which may be elsewhere: then name is a link to it
+	id       holdfast.DiskID // in the VM
 	w        *vhdx.Writer
 	started  bool
 	finished bool
 }
 
-// CreateVM begins a VM in p.Dir. If p.Dir is the lab folder itself, the VM gets a folder of its name in it.
+// CreateVM begins a VM in p.Dir. If p.Dir is the lab folder itself, the VM gets a folder of its name in it. With Replace or Into, the files go
+// into the folder of the VM that is there.
 func (h *Host) CreateVM(ctx context.Context, p hv.RestorePlan) (hv.PlannedVM, error) {
-	const op = "create VM"
 	m := &p.Manifest
 	if err := m.Check(); err != nil {
 		return nil, err
@@ -46,48 +51,121 @@ func (h *Host) CreateVM(ctx context.Context, p hv.RestorePlan) (hv.PlannedVM, er
 	if p.Name == "" {
 		p.Name = m.VM.Name
 	}
-	if !filepath.IsAbs(p.Dir) {
-		return nil, holdfast.Errorf(holdfast.Invalid, op, "%q is not an absolute path", p.Dir)
+	if p.Tag == "" {
+		p.Tag = holdfast.NewID().String()
 	}
-	dir := filepath.Clean(p.Dir)
-	if dir == h.dir {
-		if !isFileName(p.Name) {
-			return nil, holdfast.Errorf(holdfast.Invalid, op, "%q is no name for a folder", p.Name).Advise("give another name, or a folder")
-		}
-		dir = filepath.Join(dir, p.Name)
+	if !isFileName(p.Tag) {
+		return nil, holdfast.Errorf(holdfast.Invalid, "create VM", "%q is no tag", p.Tag)
 	}
-	info := m.VM
-	info.Name = p.Name
-	if !p.KeepID {
-		info.ID = holdfast.VMID{ID: holdfast.NewID()}
+	pl := &planned{host: h, plan: p, disks: make(map[holdfast.DiskID]*plannedDisk)}
+	var err error
+	if p.Replace.IsZero() && p.Into.IsZero() {
+		err = pl.planNew()
+	} else {
+		err = pl.planChange(ctx)
 	}
-	if err := h.checkNewID(info.ID); err != nil {
+	if err != nil {
 		return nil, err
 	}
-	pl := &planned{host: h, dir: dir, plan: p, disks: make(map[holdfast.DiskID]*plannedDisk),
-		file: &vmFile{Format: vmFileFormat, VMInfo: info, State: stateOff}}
-	names := make(map[string]bool)
-	for _, d := range m.Disks {
-		id := d.ID
-		if !p.KeepID {
-			id = holdfast.DiskID{ID: holdfast.NewID()}
-		}
-		pl.disks[d.ID] = &plannedDisk{id: id, name: diskFileName(d, names)}
-	}
-	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
-		return nil, fileError(op, err)
-	}
-	err := os.Mkdir(dir, 0o700)
-	pl.made = err == nil
-	if err != nil && !errors.Is(err, os.ErrExist) {
-		return nil, fileError(op, err)
-	}
-	for _, name := range append(pl.names(), vmFileName) {
-		if _, err := os.Lstat(filepath.Join(dir, name)); !errors.Is(err, os.ErrNotExist) {
-			return nil, errors.Join(holdfast.Errorf(holdfast.Exist, op, "%s is already in %s", name, dir).Advise("restore to an empty folder"), pl.drop(ctx, nil))
-		}
+	if err := pl.begin(); err != nil {
+		return nil, err
 	}
 	return pl, nil
+}
+
+// planNew decides where the files of a new VM go.
+func (p *planned) planNew() error {
+	const op = "create VM"
+	if !filepath.IsAbs(p.plan.Dir) {
+		return holdfast.Errorf(holdfast.Invalid, op, "%q is not an absolute path", p.plan.Dir)
+	}
+	p.dir = filepath.Clean(p.plan.Dir)
+	if p.dir == p.host.dir {
+		if !isFileName(p.plan.Name) {
+			return holdfast.Errorf(holdfast.Invalid, op, "%q is no name for a folder", p.plan.Name).Advise("give another name, or a folder")
+		}
+		p.dir = filepath.Join(p.dir, p.plan.Name)
+	}
+	info := p.plan.Manifest.VM
+	info.Name = p.plan.Name
+	if !p.plan.KeepID {
+		info.ID = holdfast.VMID{ID: holdfast.NewID()}
+	}
+	if err := p.host.checkNewID(info.ID); err != nil {
+		return err
+	}
+	p.file = &vmFile{Format: vmFileFormat, VMInfo: info, State: stateOff, Adapters: p.plan.Adapters, Restored: p.plan.Tag}
+	p.undo.VM = info.ID
+	names := make(map[string]bool)
+	for _, d := range p.plan.Manifest.Disks {
+		id := d.ID
+		if !p.plan.KeepID {
+			id = holdfast.DiskID{ID: holdfast.NewID()}
+		}
+		if err := p.place(d.ID, id, diskFileName(d, names)); err != nil {
+			return err
+		}
+	}
+	for _, name := range append(p.names(), vmFileName) {
+		if _, err := os.Lstat(filepath.Join(p.dir, name)); !errors.Is(err, os.ErrNotExist) {
+			return holdfast.Errorf(holdfast.Exist, op, "%s is already in %s", name, p.dir).Advise("restore to an empty folder")
+		}
+	}
+	return nil
+}
+
+// place decides where a disk's file is made.
+func (p *planned) place(of, id holdfast.DiskID, name string) error {
+	d := &plannedDisk{id: id, name: name, path: filepath.Join(p.dir, name)}
+	if dir := p.plan.DiskDirs[of]; dir != "" {
+		if !filepath.IsAbs(dir) {
+			return holdfast.Errorf(holdfast.Invalid, "create disk", "%q is not an absolute path", dir)
+		}
+		d.path = filepath.Join(dir, name)
+		if _, err := os.Lstat(d.path); !errors.Is(err, os.ErrNotExist) && filepath.Clean(dir) != p.dir {
+			return holdfast.Errorf(holdfast.Exist, "create disk", "%s is there already", d.path).Advise("choose another folder for the disk")
+		}
+	}
+	p.disks[of] = d
+	return nil
+}
+
+// begin writes down what is going to be made, then makes the folders.
+func (p *planned) begin() (err error) {
+	u := &p.undo
+	u.Tag, u.Dir = p.plan.Tag, p.dir
+	dirs := []string{p.dir}
+	for _, d := range p.disks {
+		u.New = append(u.New, d.path)
+		if link := filepath.Join(p.dir, d.name); link != d.path {
+			u.New = append(u.New, link)
+			dirs = append(dirs, filepath.Dir(d.path))
+		}
+	}
+	for _, dir := range dirs {
+		for _, m := range missing(dir) {
+			if !slices.Contains(u.Made, m) {
+				u.Made = append(u.Made, m)
+			}
+		}
+	}
+	if p.lock, err = u.begin(p.host); err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return errors.Join(fileError("create VM", err), p.over())
+		}
+	}
+	return nil
+}
+
+// over removes what is not needed any more and gives up the lock.
+func (p *planned) over() error {
+	p.ended = true
+	err := p.undo.finish(p.host)
+	p.lock.end(p.host.undoPath(p.undo.Tag, ownerSuffix))
+	return err
 }
 
 // checkNewID refuses a second VM with an id.
@@ -144,7 +222,7 @@ func (p *planned) Disk(_ context.Context, id holdfast.DiskID) (hv.DiskWriter, er
 	if m.Format == "vhdx" { // a VHD's numbers need not be valid ones of a VHDX
 		o.BlockSize, o.LogicalSector, o.PhysicalSector = m.BlockSize, m.LogicalSector, m.PhysicalSector
 	}
-	w, err := vhdx.Create(filepath.Join(p.dir, d.name), o)
+	w, err := vhdx.Create(d.path, o)
 	if err != nil {
 		return nil, err
 	}
@@ -181,72 +259,108 @@ func (w *plannedWriter) Abort() error {
 }
 
 // Realize writes vm.json.
-func (p *planned) Realize(ctx context.Context) (hv.VM, error) {
-	const op = "create VM"
+func (p *planned) Realize(ctx context.Context) (hv.Realized, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.ended {
-		return hv.VM{}, holdfast.Errorf(holdfast.Invalid, op, "the VM is finished or discarded")
+		return hv.Realized{}, holdfast.Errorf(holdfast.Invalid, "create VM", "the VM is finished or discarded")
 	}
+	for _, d := range p.disks {
+		if !d.finished {
+			return hv.Realized{}, holdfast.Errorf(holdfast.Invalid, "create VM", "disk %s is not finished", d.name)
+		}
+		if err := p.link(d); err != nil {
+			return hv.Realized{}, err
+		}
+	}
+	var made hv.Realized
+	var err error
+	if p.file != nil {
+		made, err = p.realizeNew(ctx)
+	} else {
+		made, err = p.realizeChange(ctx)
+	}
+	if err != nil {
+		return hv.Realized{}, err
+	}
+	if err := p.over(); err != nil { // the VM is there; the next start removes what is superfluous
+		made.Note = "what the restore made superfluous could not be removed: " + err.Error()
+	}
+	return made, nil
+}
+
+// link connects the VM's folder to a disk that is elsewhere. A link of an earlier try to Realize stays.
+func (p *planned) link(d *plannedDisk) error {
+	link := filepath.Join(p.dir, d.name)
+	if link == d.path {
+		return nil
+	}
+	if to, err := os.Readlink(link); err == nil && to == d.path {
+		return nil
+	}
+	if err := os.Symlink(d.path, link); err != nil {
+		return fileError("create disk", err)
+	}
+	return nil
+}
+
+func (p *planned) realizeNew(ctx context.Context) (hv.Realized, error) {
 	f := *p.file
 	for _, m := range p.plan.Manifest.Disks {
 		d := p.disks[m.ID]
-		if !d.finished {
-			return hv.VM{}, holdfast.Errorf(holdfast.Invalid, op, "disk %s is not finished", d.name)
-		}
 		f.Disks = append(f.Disks, diskEntry{ID: d.id, Name: d.name, Path: d.name, Controller: m.Controller, ControllerNo: m.ControllerNo, Slot: m.Slot})
 	}
 	reg, err := waitLock(ctx, p.host.clock, p.host.dir, registerGate, exclusive)
 	if err != nil {
-		return hv.VM{}, err
+		return hv.Realized{}, err
 	}
 	defer reg.unlock()
 	if err := p.host.checkNewID(f.ID); err != nil {
-		return hv.VM{}, err
+		return hv.Realized{}, err
 	}
 	// A folder that is registered before it is a VM is passed over; one that is a VM and not registered would be lost.
 	if err := p.host.register(p.dir); err != nil {
-		return hv.VM{}, err
+		return hv.Realized{}, err
+	}
+	tokens := p.reference(&f)
+	if p.plan.Start {
+		f.State = stateRunning
 	}
 	if err := f.rotate(p.dir); err != nil {
-		return hv.VM{}, err
+		return hv.Realized{}, err
 	}
-	p.ended = true
-	return describe(p.dir, &f), nil
+	return hv.Realized{VM: describe(p.dir, &f), Tokens: tokens}, nil
+}
+
+// reference makes the epoch that begins with the next rotate our reference point, if the plan wants one.
+func (p *planned) reference(f *vmFile) map[holdfast.DiskID]string {
+	f.Reference = nil
+	if !p.plan.Reference {
+		return nil
+	}
+	tokens := make(map[holdfast.DiskID]string)
+	f.Reference = &reference{Epoch: f.Epoch + 1, Disks: make(map[holdfast.DiskID]*referencePoint)}
+	for _, d := range f.Disks {
+		tokens[d.ID] = newToken()
+		f.Reference.Disks[d.ID] = &referencePoint{Token: tokens[d.ID]}
+	}
+	return tokens
 }
 
 // Discard removes every file of the VM, and its folder if CreateVM made it.
-func (p *planned) Discard(ctx context.Context) error {
+func (p *planned) Discard(context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.ended {
 		return nil
 	}
-	p.ended = true
 	var errs []error
-	var files []string
 	for _, d := range p.disks {
-		if !d.started {
-			continue
-		}
-		if !d.finished {
+		if d.started && !d.finished {
 			errs = append(errs, d.w.Abort())
 		}
-		files = append(files, d.name)
 	}
-	return errors.Join(append(errs, p.drop(ctx, files))...)
-}
-
-// drop removes files, and the folder if it is ours.
-func (p *planned) drop(_ context.Context, files []string) error {
-	var errs []error
-	for _, name := range files {
-		errs = append(errs, remove(filepath.Join(p.dir, name)))
-	}
-	if p.made {
-		errs = append(errs, os.RemoveAll(filepath.Join(p.dir, trackingDir)), remove(p.dir))
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, p.over())...)
 }
 
 var zeroPiece [copyPiece]byte

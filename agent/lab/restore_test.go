@@ -26,11 +26,11 @@ func manifestOf(t *testing.T, vm hv.VM, cp hv.Checkpoint) holdfast.Manifest {
 }
 
 // restore writes every disk of a plan with the bytes of a checkpoint and realizes it.
-func restore(t *testing.T, h *Host, p hv.RestorePlan, data map[holdfast.DiskID][]byte) (hv.VM, error) {
+func restore(t *testing.T, h *Host, p hv.RestorePlan, data map[holdfast.DiskID][]byte) (hv.Realized, error) {
 	t.Helper()
 	pl, err := h.CreateVM(t.Context(), p)
 	if err != nil {
-		return hv.VM{}, err
+		return hv.Realized{}, err
 	}
 	for _, d := range p.Manifest.Disks {
 		w, err := pl.Disk(t.Context(), d.ID)
@@ -85,7 +85,7 @@ func TestRestoredVMIsTheSame(t *testing.T) {
 		if got.Name != p.Name || got.ID == vm.ID || got.State != stateOff || len(got.Disks) != 3 || len(got.Skipped) != 0 {
 			t.Fatalf("restored %+v", got)
 		}
-		cp := h.mustCheckpoint(t, got)
+		cp := h.mustCheckpoint(t, got.VM)
 		if cp.Level() != holdfast.OffConsistent {
 			t.Errorf("level %q", cp.Level())
 		}

@@ -26,15 +26,17 @@ const (
 type vmFile struct {
 	Format int `json:"format"`
 	holdfast.VMInfo
-	State       string            `json:"state"`
-	Revision    uint64            `json:"revision"` // counts the versions of this file
-	Epoch       uint64            `json:"epoch"`    // the change tracking epoch that writes go to now
-	Disks       []diskEntry       `json:"disks"`
-	Checkpoints []checkpointEntry `json:"checkpoints,omitempty"`
-	Reference   *reference        `json:"reference,omitempty"`
-	Merging     *merging          `json:"merging,omitempty"`
-	BusyUntil   time.Time         `json:"busy_until,omitzero"` // a slow merge: disks cannot be opened for reading until then
-	Faults      map[string]string `json:"faults,omitempty"`
+	State       string             `json:"state"`
+	Revision    uint64             `json:"revision"` // counts the versions of this file
+	Epoch       uint64             `json:"epoch"`    // the change tracking epoch that writes go to now
+	Disks       []diskEntry        `json:"disks"`
+	Adapters    []holdfast.Adapter `json:"adapters,omitempty"`
+	Restored    string             `json:"restored,omitempty"` // tag of the restore that last changed the VM
+	Checkpoints []checkpointEntry  `json:"checkpoints,omitempty"`
+	Reference   *reference         `json:"reference,omitempty"`
+	Merging     *merging           `json:"merging,omitempty"`
+	BusyUntil   time.Time          `json:"busy_until,omitzero"` // a slow merge: disks cannot be opened for reading until then
+	Faults      map[string]string  `json:"faults,omitempty"`
 }
 
 // A diskEntry is a disk of the VM. Path and Parents are names of files in the VM's folder: the live file, then its ancestors.
@@ -130,8 +132,8 @@ func decodeVM(b []byte) (*vmFile, error) {
 	switch {
 	case f.Format != vmFileFormat:
 		return nil, holdfast.Errorf(holdfast.Unsupported, op, "format %d; this program knows %d", f.Format, vmFileFormat)
-	case f.ID.IsZero() || len(f.Disks) > holdfast.MaxDisks:
-		return nil, holdfast.Errorf(holdfast.Corrupt, op, "no id, or %d disks", len(f.Disks))
+	case f.ID.IsZero() || len(f.Disks) > holdfast.MaxDisks || len(f.Adapters) > holdfast.MaxAdapters:
+		return nil, holdfast.Errorf(holdfast.Corrupt, op, "no id, or %d disks, or %d adapters", len(f.Disks), len(f.Adapters))
 	}
 	ids, files := make(map[holdfast.DiskID]bool), make(map[string]bool)
 	for i := range f.Disks {

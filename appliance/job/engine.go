@@ -69,13 +69,19 @@ func New(o Options) *Engine {
 var errInterrupted = holdfast.Errorf(holdfast.Transient, "", "the appliance was restarted while the run was under way").
 	Advise("start it again; sets that were committed are kept, and what they hold is not sent twice")
 
-// Recover ends the runs that a daemon before this one left under way.
+// Recover ends the runs that a daemon before this one left under way. Restores go on when their hosts are there again.
 func (e *Engine) Recover(ctx context.Context) error {
 	now := e.o.Clock.Now()
 	return e.o.Catalog.Update(ctx, func(tx *catalog.Tx) error {
 		for rec, err := range tx.ActiveRuns() {
 			if err != nil {
 				return err
+			}
+			if e.adopt(&rec) {
+				if err := putRun(tx, rec); err != nil {
+					return err
+				}
+				continue
 			}
 			done := 0
 			for i := range rec.Tasks {
@@ -136,7 +142,7 @@ func (e *Engine) Start(ctx context.Context, kind catalog.RunKind, spec Spec, vms
 	r.rec = catalog.Run{ID: holdfast.RunID{ID: holdfast.NewTimeID(now)}, Kind: kind, Created: now, State: catalog.RunQueued, Spec: raw}
 	for _, vm := range vms {
 		r.rec.Tasks = append(r.rec.Tasks, catalog.Task{ID: holdfast.TaskID{ID: holdfast.NewTimeID(now)}, VM: vm.ID, VMName: vm.Name,
-			Host: vm.Host, State: catalog.RunQueued, Set: spec.Set})
+			Host: vm.Host, State: catalog.RunQueued, Set: spec.setOf(vm.ID)})
 	}
 	// Durable as queued first: a crash from here on is explained to whoever asks for the run.
 	if err := e.o.Catalog.Update(ctx, func(tx *catalog.Tx) error { return tx.PutRun(r.rec) }); err != nil {

@@ -266,6 +266,10 @@ func (e *Engine) forget(h *host, s *stream) {
 	e.mu.Lock()
 	if h.stream == s {
 		for _, t := range h.atWork {
+			if !t.heard && e.again(t) {
+				s.push(wire.Notice{Task: t.wireTask()})
+				continue
+			}
 			if !t.heard {
 				e.conclude(t, holdfast.Errorf(holdfast.Offline, "", "the agent of host %s was restarted in the middle of the task", h.name).
 					Advise("run it again; what was sent already is not sent twice"), true)

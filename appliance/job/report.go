@@ -29,6 +29,7 @@ func (e *Engine) Report(id holdfast.HostID, rs []wire.Report) error {
 		return errShutdown
 	}
 	ended := false
+	kept := map[*Restore]*wire.Report{}
 	for i := range rs {
 		r := &rs[i]
 		t := e.tasks[r.Task]
@@ -49,6 +50,9 @@ func (e *Engine) Report(id holdfast.HostID, rs []wire.Report) error {
 			if r.Error != nil {
 				err = r.Error.AsError()
 			}
+			if x := t.restore(); x != nil && x.Make.Reference && err == nil && r.VM != nil {
+				kept[x] = r
+			}
 			if err == nil && t.run.rec.Kind == catalog.RunRestore && t.host.stream != nil {
 				e.listRestored(t)
 				continue
@@ -60,10 +64,14 @@ func (e *Engine) Report(id holdfast.HostID, rs []wire.Report) error {
 		e.dispatch()
 	}
 	e.mu.Unlock()
+	var err error
+	for x, r := range kept {
+		err = errors.Join(err, e.keepTokens(e.ctx, x, r.VM.ID, r.Tokens))
+	}
 	if ended {
 		e.persist()
 	}
-	return nil
+	return err
 }
 
 // listWait is how long the end of a restore waits for its host to list the new VM.

@@ -17,11 +17,11 @@ type Spec struct {
 	PoolName string          `json:"pool_name,omitempty"`
 	Full     bool            `json:"full,omitempty"` // backup: read everything
 	Compress string          `json:"compression,omitempty"`
-	Set      holdfast.SetID  `json:"set,omitzero"`   // restore: which
-	Dir      string          `json:"dir,omitempty"`  // restore: folder on the host
-	Name     string          `json:"name,omitempty"` // restore: of the new VM
-	DryRun   bool            `json:"dry_run,omitempty"`
-	Result   json.RawMessage `json:"result,omitempty"` // of a Work that is over: what it found
+	Set      holdfast.SetID  `json:"set,omitzero"` // what is worked on, where it is one set
+	// Restores says, for the VM of each task of a restore, what to make of which set.
+	Restores map[holdfast.VMID]*Restore `json:"restores,omitempty"`
+	DryRun   bool                       `json:"dry_run,omitempty"`
+	Result   json.RawMessage            `json:"result,omitempty"` // of a Work that is over: what it found
 }
 
 // A View is a run as it stands, with what only memory knows of it.
@@ -75,6 +75,9 @@ type task struct {
 	listing   bool        // a restore that is over waits for its host's list of VMs
 	concluded bool        // how it ends is decided; it waits for the session to be over
 	verdict   error       // with what, if concluded
+
+	tries   int             // of a restore: how often it was begun anew
+	earlier holdfast.TaskID // the id of the try before
 
 	work *Work                   // of a run that the appliance works on itself; then there is no host
 	stop context.CancelCauseFunc // ends the work
@@ -152,7 +155,7 @@ func (r *run) outcome() catalog.RunState {
 func (t *task) wireTask() *wire.Task {
 	w := &wire.Task{ID: t.rec.ID, Run: t.run.rec.ID, Kind: wire.TaskBackup, VM: t.rec.VM}
 	if t.run.rec.Kind == catalog.RunRestore {
-		w.Kind, w.Dir, w.Name = wire.TaskRestore, t.run.spec.Dir, t.run.spec.Name
+		t.restoreTask(w)
 	}
 	return w
 }

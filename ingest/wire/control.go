@@ -44,6 +44,10 @@ type (
 		Version string `json:"version"` // of the host's hypervisor
 		Agent   string `json:"agent"`   // version of the agent
 		VMs     []VM   `json:"vms"`
+
+		Switches  []string `json:"switches,omitempty"`   // virtual switches
+		VMVersion string   `json:"vm_version,omitempty"` // the highest configuration version of a VM that the host runs
+		Survey    *Survey  `json:"survey,omitempty"`     // the answer to a SurveyRequest
 	}
 	// VM is one virtual machine of an Inventory.
 	VM struct {
@@ -51,12 +55,19 @@ type (
 		State   string          `json:"state"`
 		Disks   []holdfast.Disk `json:"disks"`
 		Skipped []string        `json:"skipped,omitempty"`
+
+		Adapters    []holdfast.Adapter `json:"adapters,omitempty"`
+		Checkpoints int                `json:"checkpoints,omitempty"` // that people took
+		Busy        bool               `json:"busy,omitempty"`        // it is being backed up
+		Served      bool               `json:"served,omitempty"`      // another program has a disk open for writing
+		Dir         string             `json:"dir,omitempty"`         // folder of its files
 	}
 	// A Notice is one line of the task stream. Exactly one field is set; none in a heartbeat.
 	Notice struct {
 		Task      *Task           `json:"task,omitempty"`
 		Cancel    holdfast.TaskID `json:"cancel,omitzero"`
 		Inventory bool            `json:"inventory,omitempty"` // send one
+		Survey    *SurveyRequest  `json:"survey,omitempty"`    // send one with a Survey
 	}
 	// A Task is one VM's part of a run, for this agent.
 	Task struct {
@@ -70,9 +81,7 @@ type (
 		Buffer    int             `json:"buffer,omitempty"`     // resumption buffer in bytes; 0: 8 MiB
 		SendLimit int64           `json:"send_limit,omitempty"` // bytes per second; 0: none
 		ReadLimit int64           `json:"read_limit,omitempty"`
-		Dir       string          `json:"dir,omitempty"`  // restore: absolute folder on the host
-		Name      string          `json:"name,omitempty"` // restore: of the new VM
-		KeepID    bool            `json:"keep_id,omitempty"`
+		Restore   *Restore        `json:"restore,omitempty"` // of a restore: what to make
 	}
 	// A Report says how a task goes. Progress is sent about once a second; the last one has Ended set.
 	Report struct {
@@ -83,6 +92,8 @@ type (
 		Error *Failure        `json:"error,omitempty"` // why it failed, if it did
 		Note  string          `json:"note,omitempty"`
 		VM    *VM             `json:"vm,omitempty"` // restore: what was made
+		// Tokens name the restored moment as the host's reference point, if the task asked for one and the host could.
+		Tokens map[holdfast.DiskID]string `json:"tokens,omitempty"`
 	}
 	// DiskProgress is one disk's meter.
 	DiskProgress struct {
