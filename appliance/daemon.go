@@ -45,6 +45,8 @@ type Daemon struct {
 	service *Service
 	watch   *poolWatch
 	measure *measures
+	herald  *herald
+	files   fsys.FS // the data folder
 	api     *api.API
 
 	port   net.Listener
@@ -64,7 +66,7 @@ func Start(ctx context.Context, c Config) (*Daemon, error) {
 	}
 	d := &Daemon{c: c}
 	d.ctx, d.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
-	for _, step := range []func() error{d.openData, d.openEngine, d.openPools, d.openDoors} {
+	for _, step := range []func() error{d.openData, d.openEngine, d.openHerald, d.openPools, d.openDoors} {
 		if err := step(); err != nil {
 			return nil, errors.Join(err, d.Close())
 		}
@@ -78,6 +80,7 @@ func (d *Daemon) openData() error {
 	if err != nil {
 		return err
 	}
+	d.files = files
 	lock, err := files.Lock(lockName)
 	if err != nil {
 		if holdfast.KindOf(err) == holdfast.Busy {
@@ -148,6 +151,7 @@ func (d *Daemon) openPools() error {
 	d.wg.Go(d.keepRoom)
 	late, stop := d.c.Clock.After(openWait)
 	defer stop()
+	d.herald.run()
 	d.shelf.openAll(d.ctx, &d.wg, late)
 	d.wg.Go(d.watch.run)
 	d.watch.look()

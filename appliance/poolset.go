@@ -370,7 +370,7 @@ func (s *Service) forgetPool(ctx context.Context, rec catalog.Pool, sets []catal
 				return err
 			}
 		}
-		return errors.Join(tx.DeletePool(rec.ID), tx.DeleteSetting(optionsName(rec.ID)))
+		return errors.Join(tx.DeletePool(rec.ID), tx.DeleteSetting(optionsName(rec.ID)), tx.DeleteSetting(workSetting+rec.ID.String()))
 	})
 	if err != nil {
 		return err

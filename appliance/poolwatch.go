@@ -82,20 +82,29 @@ func (w *poolWatch) pool(rec catalog.Pool) {
 	if err := w.s.changeOptions(ctx, rec.ID, func(o *poolOptions) { o.Level = level }); err != nil {
 		return // told when it can be kept: once
 	}
-	w.s.d.events.Emit(nearFullEvent(rec.Name, part, o.Level, level))
+	for _, t := range []int{percent(nearFull), percent(veryFull)} {
+		switch {
+		case o.Level < t && t <= level:
+			w.s.d.events.Emit(nearFullEvent(rec.Name, part, 0, t))
+		case level < t && t <= o.Level:
+			w.s.d.events.Emit(nearFullEvent(rec.Name, part, t, 0))
+		}
+	}
 }
 
 // levelOf returns the threshold in percent that a pool is above, 0 for none; it was above the threshold was before.
 func levelOf(part float64, was int) int {
 	for _, t := range []float64{veryFull, nearFull} {
-		percent := int(math.Round(t * 100))
-		if part >= t || was >= percent && part > t-clearBelow {
-			return percent
+		if part >= t || was >= percent(t) && part > t-clearBelow {
+			return percent(t)
 		}
 	}
 	return 0
 }
 
+func percent(part float64) int { return int(math.Round(part * 100)) }
+
+// nearFullEvent tells that a pool went from one threshold, 0 for none, to another.
 func nearFullEvent(name string, part float64, was, level int) holdfast.Event {
 	e := holdfast.Event{Type: holdfast.EventPoolNearFull, Severity: holdfast.Warning,
 		Fields: map[string]string{"pool": name, "threshold": fmt.Sprint(level), "percent": fmt.Sprintf("%.0f", part*100), "state": "crossed"}}
@@ -104,7 +113,7 @@ func nearFullEvent(name string, part float64, was, level int) holdfast.Event {
 		e.Text = fmt.Sprintf("pool %s is below %d %% again: %.0f %% full", name, was, part*100)
 		return e
 	}
-	if level >= int(math.Round(veryFull*100)) {
+	if level >= percent(veryFull) {
 		e.Severity = holdfast.Alarm
 	}
 	e.Text = fmt.Sprintf("pool %s is %.0f %% full: delete sets and run 'holdfast pool gc', or give it more space", name, part*100)

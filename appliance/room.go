@@ -86,7 +86,7 @@ func (r *room) make() {
 		if err != nil {
 			text = fmt.Sprintf("the disk of %s is full, and what was kept back for this cannot be given up: %v", p.what, err)
 		}
-		r.listener.Emit(holdfast.Event{Type: holdfast.EventPoolNearFull, Severity: holdfast.Alarm, Text: text, Fields: map[string]string{"folder": dir}})
+		r.listener.Emit(holdfast.Event{Type: holdfast.EventPoolNearFull, Severity: holdfast.Alarm, Text: text, Fields: map[string]string{"folder": dir, "state": "crossed"}})
 	}
 }
 
@@ -103,7 +103,7 @@ func (r *room) keep() {
 		if err == nil && p.given && held == p.ballast.Size() {
 			p.given = false
 			r.listener.Emit(holdfast.Event{Type: holdfast.EventPoolNearFull, Severity: holdfast.Info,
-				Text: fmt.Sprintf("%d MiB on the disk of %s are kept back again", held>>20, p.what), Fields: map[string]string{"folder": dir}})
+				Text: fmt.Sprintf("%d MiB on the disk of %s are kept back again", held>>20, p.what), Fields: map[string]string{"folder": dir, "state": "cleared"}})
 		}
 	}
 }

@@ -26,6 +26,8 @@ type Service struct {
 var (
 	_ api.Service = (*Service)(nil)
 	_ api.Agents  = (*Service)(nil)
+
+	_ api.Notifications = (*Service)(nil)
 )
 
 func (s *Service) now() time.Time { return s.d.c.Clock.Now().UTC() }

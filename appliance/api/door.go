@@ -3,7 +3,9 @@ package api
 import (
 	"errors"
 	"net/http"
+	"reflect"
 	"slices"
+	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
@@ -60,7 +62,7 @@ func New(o Options) *API {
 		OpenAPI: &huma.OpenAPI{
 			OpenAPI:    "3.1.0",
 			Info:       &huma.Info{Title: "Holdfast", Version: o.Version, Description: "The appliance's API. Errors have the form {\"error\":{\"code\",\"message\",\"hint\"}}."},
-			Components: &huma.Components{Schemas: huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer)},
+			Components: &huma.Components{Schemas: huma.NewMapRegistry("#/components/schemas/", schemaName)},
 		},
 		OpenAPIPath:   "/openapi",
 		Formats:       map[string]huma.Format{"application/json": huma.DefaultJSONFormat, "json": huma.DefaultJSONFormat},
@@ -73,6 +75,18 @@ func New(o Options) *API {
 	a.handle(a.remote, "GET /v1/health", health)
 	a.registerAgents()
 	return a
+}
+
+// schemaName names a type in the API's description: types of package notify say so, since their names are common words.
+func schemaName(t reflect.Type, hint string) string {
+	name := huma.DefaultSchemaNamer(t, hint)
+	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice {
+		t = t.Elem()
+	}
+	if strings.HasSuffix(t.PkgPath(), "/notify") {
+		return "Notify" + name
+	}
+	return name
 }
 
 // Local returns the handler for the unix socket. The door in front of it puts the principal into the context.

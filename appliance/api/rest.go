@@ -137,6 +137,7 @@ func (a *API) registerREST() {
 	})
 	route(a, "GET", "/v1/vms", "List virtual machines", 200, func(ctx context.Context, _ *none) ([]VM, error) { return list(s.VMs(ctx)) })
 	a.registerKeys()
+	a.registerNotify()
 	a.registerWork()
 	a.registerSets()
 	a.registerEvents()

@@ -22,10 +22,12 @@ import (
 
 // Webhook posts each message to an address, as the JSON of Message or as what a template makes of it.
 type Webhook struct {
-	URL   string `json:"url"`             // {token} in it stands for Token
-	Token Secret `json:"token,omitempty"` // sent as a bearer token where the URL does not use it
+	URL       string `json:"url"`                  // {token} in it stands for Token
+	Token     Secret `json:"token,omitempty"`      // sent as a bearer token where the URL does not use it
+	TokenFile string `json:"token_file,omitempty"` // read at each attempt; instead of Token
 	// Key signs: X-Holdfast-Signature is "sha256=" and the hexadecimal HMAC-SHA256 of X-Holdfast-Timestamp, a dot and the body.
 	Key         Secret `json:"key,omitempty"`
+	KeyFile     string `json:"key_file,omitempty"`     // read at each attempt; instead of Key
 	Template    string `json:"template,omitempty"`     // text/template over Message; json quotes a value
 	ContentType string `json:"content_type,omitempty"` // of what the template makes; application/json if empty
 	CA          string `json:"ca,omitempty"`           // PEM; instead of the system's
@@ -33,17 +35,19 @@ type Webhook struct {
 
 // Ntfy publishes to a topic of an ntfy server.
 type Ntfy struct {
-	URL   string `json:"url"` // of the server
-	Topic string `json:"topic"`
-	Token Secret `json:"token,omitempty"`
-	CA    string `json:"ca,omitempty"`
+	URL       string `json:"url"` // of the server
+	Topic     string `json:"topic"`
+	Token     Secret `json:"token,omitempty"`
+	TokenFile string `json:"token_file,omitempty"` // read at each attempt; instead of Token
+	CA        string `json:"ca,omitempty"`
 }
 
 // Gotify posts to a gotify server as one of its applications.
 type Gotify struct {
-	URL   string `json:"url"` // of the server
-	Token Secret `json:"token"`
-	CA    string `json:"ca,omitempty"`
+	URL       string `json:"url"` // of the server
+	Token     Secret `json:"token,omitempty"`
+	TokenFile string `json:"token_file,omitempty"` // read at each attempt; instead of Token
+	CA        string `json:"ca,omitempty"`
 }
 
 // Headers of a webhook.
@@ -78,7 +82,7 @@ func (w *Webhook) check() error {
 	if err := checkURL("webhook", w.URL); err != nil {
 		return err
 	}
-	if strings.Contains(w.URL, "{token}") && w.Token == "" {
+	if strings.Contains(w.URL, "{token}") && w.Token == "" && w.TokenFile == "" {
 		return invalid("webhook: the address needs a token")
 	}
 	if len(w.Template) > maxText {
@@ -180,7 +184,7 @@ func (g *Gotify) check() error {
 	if err := checkURL("gotify", g.URL); err != nil {
 		return err
 	}
-	if g.Token == "" {
+	if g.Token == "" && g.TokenFile == "" {
 		return invalid("gotify: the application's token is missing")
 	}
 	return checkCA("gotify", g.CA)

@@ -18,16 +18,17 @@ import (
 
 // Mail sends to people by SMTP. Each recipient gets a mail of their own, so that one refused address does not take it from the others.
 type Mail struct {
-	Host     string   `json:"host"`
-	Port     int      `json:"port,omitzero"`     // 0: 587 with starttls, 465 with tls, 25 with plain
-	Security Security `json:"security,omitzero"` // "": starttls
-	CA       string   `json:"ca,omitempty"`      // PEM; instead of the system's
-	User     string   `json:"user,omitempty"`    // "": no authentication
-	Password Secret   `json:"password,omitempty"`
-	Auth     string   `json:"auth,omitempty"` // plain, login, cram-md5, scram-sha-1, scram-sha-256; "": the best that the server offers
-	From     string   `json:"from"`
-	To       []string `json:"to"`
-	Hello    string   `json:"hello,omitempty"` // the name to greet with; "": the machine's
+	Host         string   `json:"host"`
+	Port         int      `json:"port,omitzero"`     // 0: 587 with starttls, 465 with tls, 25 with plain
+	Security     Security `json:"security,omitzero"` // "": starttls
+	CA           string   `json:"ca,omitempty"`      // PEM; instead of the system's
+	User         string   `json:"user,omitempty"`    // "": no authentication
+	Password     Secret   `json:"password,omitempty"`
+	PasswordFile string   `json:"password_file,omitempty"` // read at each attempt; instead of Password
+	Auth         string   `json:"auth,omitempty"`          // plain, login, cram-md5, scram-sha-1, scram-sha-256; "": the best that the server offers
+	From         string   `json:"from"`
+	To           []string `json:"to"`
+	Hello        string   `json:"hello,omitempty"` // the name to greet with; "": the machine's
 }
 
 // Security is how a mail connection is protected.

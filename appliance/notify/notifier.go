@@ -67,7 +67,6 @@ type Notifier struct {
 // target is a Target at work.
 type target struct {
 	Target
-	sender sender
 	state  state
 	queue  []*delivery // in order; the values are never changed, only replaced
 	busy   bool        // the queue's head is being sent
@@ -200,7 +199,6 @@ func (n *Notifier) SetTargets(targets []Target) error {
 			t = &target{}
 		}
 		t.Target = c
-		t.sender, _ = t.Target.sender()
 		next[c.Name] = t
 	}
 	n.targets = next
@@ -213,6 +211,25 @@ func (n *Notifier) Cursor() uint64 {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.cursor
+}
+
+// Configure changes what New was told: the appliance's name in messages, the zone of windows, digests and times in texts, and when to
+// tell again of an alarm.
+func (n *Notifier) Configure(site string, zone *time.Location, remind time.Duration) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if zone == nil {
+		zone = time.UTC
+	}
+	n.o.Site, n.o.Zone, n.o.Remind, n.env.site = site, zone, remind, site
+	n.wake()
+}
+
+// Skip passes over the events with numbers up to seq: a Notifier that is new does not tell what is long past.
+func (n *Notifier) Skip(seq uint64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.cursor = max(n.cursor, seq)
 }
 
 // Alarms lists the open alarms by key.

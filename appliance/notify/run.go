@@ -59,11 +59,15 @@ func (n *Notifier) Test(ctx context.Context, t Target) error {
 		return err
 	}
 	e := holdfast.Event{Time: n.o.Clock.Now().UTC(), Type: EventTest, Text: "this is a test of the notification target " + t.Name, Fields: map[string]string{"target": t.Name}}
-	m := n.newMessage(&e, "", Plain, nil)
+	n.mu.Lock()
+	m, v := n.newMessage(&e, "", Plain, nil), n.env
+	n.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
-	s, _ := t.sender()
-	_, err := s.send(ctx, n.env, &m, nil)
+	s, err := t.ready()
+	if err == nil {
+		_, err = s.send(ctx, v, &m, nil)
+	}
 	return err
 }
 
@@ -142,11 +146,15 @@ func (n *Notifier) deliver(ctx context.Context, t *target) {
 		n.mu.Unlock()
 		return
 	}
-	d, s := t.queue[0], t.sender
+	d, config, v := t.queue[0], t.Target, n.env
 	n.mu.Unlock()
 
 	attempt, cancel := context.WithTimeout(ctx, attemptTimeout)
-	done, err := s.send(attempt, n.env, &d.Message, d.Done)
+	done := d.Done
+	s, err := config.ready()
+	if err == nil {
+		done, err = s.send(attempt, v, &d.Message, d.Done)
+	}
 	cancel()
 
 	n.mu.Lock()

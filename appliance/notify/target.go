@@ -110,6 +110,9 @@ func (t *Target) Check() error {
 	if f := t.Flood; f != nil && (f.Max < 1 || f.Max > 10000 || f.Minutes < 1 || f.Minutes > 7*dayMinutes) {
 		return invalid("%s: flood control needs 1 to 10000 messages in 1 to %d minutes", t.Name, 7*dayMinutes)
 	}
+	if err := t.checkFiles(); err != nil {
+		return err
+	}
 	return s.check()
 }
 
@@ -127,20 +130,28 @@ type sealed struct {
 	Secrets []string `json:"secrets,omitempty"`
 }
 
+// Kind names the target's kind: mail, webhook, ntfy, gotify or syslog.
+func (t *Target) Kind() string {
+	switch {
+	case t.Mail != nil:
+		return "mail"
+	case t.Webhook != nil:
+		return "webhook"
+	case t.Ntfy != nil:
+		return "ntfy"
+	case t.Gotify != nil:
+		return "gotify"
+	case t.Syslog != nil:
+		return "syslog"
+	}
+	return ""
+}
+
 // secrets lists the target's secrets, always in the same order.
 func (t *Target) secrets() []*Secret {
 	var out []*Secret
-	if t.Mail != nil {
-		out = append(out, &t.Mail.Password)
-	}
-	if t.Webhook != nil {
-		out = append(out, &t.Webhook.Key, &t.Webhook.Token)
-	}
-	if t.Ntfy != nil {
-		out = append(out, &t.Ntfy.Token)
-	}
-	if t.Gotify != nil {
-		out = append(out, &t.Gotify.Token)
+	for _, s := range t.secretFields() {
+		out = append(out, s.value)
 	}
 	return out
 }
