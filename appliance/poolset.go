@@ -192,7 +192,7 @@ func (s *Service) replacePath(ctx context.Context, rec catalog.Pool, r api.PathC
 	if drv.ReplacePath == nil {
 		return nil, rec, holdfast.Errorf(holdfast.Unsupported, op, "a pool of kind %q has no paths to replace", rec.Kind)
 	}
-	if !strings.Contains(r.To, "://") && !filepath.IsAbs(r.To) {
+	if filepath.IsAbs(r.From) && !filepath.IsAbs(r.To) { // a bucket, or its URL, is for the driver to judge
 		return nil, rec, holdfast.Errorf(holdfast.Invalid, op, "the path %q is not absolute", r.To).Advise("say where on the appliance it is, from / on")
 	}
 	next := rec

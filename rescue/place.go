@@ -66,7 +66,8 @@ type source struct {
 	err   error   // why there is no store
 }
 
-// Open finds out what is at the place and opens it. Folders that are not there count as lost: what can be read without them is read.
+// Open finds out what is at the place and opens it. Folders, and one of several buckets, that are not there count as lost:
+// what can be read without them is read.
 func Open(ctx context.Context, at Place) (*Pool, error) {
 	const op = "open pool"
 	p := &Pool{}
@@ -76,8 +77,12 @@ func Open(ctx context.Context, at Place) (*Pool, error) {
 	}
 	for _, c := range at.Buckets {
 		s, err := s3store.Open(ctx, c)
-		if err != nil {
+		if err != nil && len(at.Buckets) == 1 {
 			return nil, errors.Join(err, p.Close())
+		}
+		if err != nil { // of a stripe, as a folder that is not there
+			from = append(from, source{name: c.Bucket, err: err})
+			continue
 		}
 		p.closers = append(p.closers, s.Close)
 		from = append(from, source{name: c.Bucket, store: blob.Retry(s, blob.DefaultPolicy, c.Clock)})

@@ -41,14 +41,18 @@ func place(t *testing.T, dir string) []string {
 // bucketFlags starts an S3 server and returns the flags that reach it.
 func bucketFlags(t *testing.T, dir string) []string {
 	t.Helper()
-	s := s3test.Start(t)
-	base := filepath.Dir(dir)
+	return bucketFlagsOf(t, s3test.Start(t), filepath.Dir(dir), "backups", "backup-a", "backup-b", "backup-c")
+}
+
+// bucketFlagsOf makes buckets on a server and returns the flags that reach it; keys are kept as files in base.
+func bucketFlagsOf(t *testing.T, s *s3test.Server, base string, buckets ...string) []string {
+	t.Helper()
 	for name, text := range map[string]string{"ca.pem": string(s.CA.PEM), "ak": s.AccessKey, "sk": s.SecretKey} {
 		if err := os.WriteFile(filepath.Join(base, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for _, b := range []string{"backups", "backup-a", "backup-b", "backup-c"} {
+	for _, b := range buckets {
 		c := s3store.Config{Endpoint: s.URL, Bucket: b, CA: s.CA.PEM, AccessKey: s3store.Secret(s.AccessKey), SecretKey: s3store.Secret(s.SecretKey)}
 		if err := s3store.MakeBucket(t.Context(), c, false); err != nil {
 			t.Fatal(err)

@@ -350,11 +350,17 @@ func (s *site) sets(args ...string) []set {
 // backup backs VMs up and returns the newest set of each.
 func (s *site) backup(vm string, args ...string) set {
 	s.t.Helper()
+	return s.backupTo(vm, "main", args...)
+}
+
+// backupTo backs a VM up to a pool and returns the new set.
+func (s *site) backupTo(vm, pool string, args ...string) set {
+	s.t.Helper()
 	before := map[string]bool{}
 	for _, x := range s.sets("--vm", vm) {
 		before[x.ID] = true
 	}
-	s.cli(append([]string{"backup", vm, "--pool", "main"}, args...)...)
+	s.cli(append([]string{"backup", vm, "--pool", pool}, args...)...)
 	for _, x := range s.sets("--vm", vm) {
 		if !before[x.ID] {
 			return x
