@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/appliance/api"
 	"github.com/holdfast-backup/holdfast/internal/cli"
 )
@@ -75,35 +76,78 @@ func ratio(r float64) string {
 	return fmt.Sprintf("%.1f:1", r)
 }
 
+// shownPool is a pool and where its bytes are.
+type shownPool struct {
+	api.Pool
+	Space *api.PoolSpace `json:"space,omitempty"` // missing with --quick, and where a pool's sets share nothing
+}
+
 func (a *app) poolShow() *cobra.Command {
-	return &cobra.Command{Use: "show NAME", Short: "Show a pool", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
-		var x api.Pool
-		if err := a.call(c.Context(), "GET", "/v1/pools/"+url.PathEscape(args[0]), nil, &x); err != nil {
-			return err
-		}
-		return a.print(x, func(p *printer) {
-			p.row("name", x.Name)
-			p.row("id", x.ID)
-			p.row("kind", x.Kind)
-			p.row("config", string(x.Config))
-			p.row("chunking", x.Chunking)
-			p.row("state", poolState(x), x.Error)
-			if x.Quota > 0 {
-				p.row("quota", cli.Size(x.Quota))
+	var quick bool
+	cmd := &cobra.Command{Use: "show NAME", Short: "Show a pool", Args: cobra.ExactArgs(1),
+		Long: "Show a pool: what it is, its ratios, and where its bytes are. The last reads the map of every set, which takes a moment in a large pool.",
+		RunE: func(c *cobra.Command, args []string) error {
+			var x shownPool
+			path := "/v1/pools/" + url.PathEscape(args[0])
+			if err := a.call(c.Context(), "GET", path, nil, &x.Pool); err != nil {
+				return err
 			}
-			p.row("created", when(x.Created))
-			if u := x.Usage; u != nil {
-				p.row("sets", u.Sets)
-				p.row("logical", cli.Size(u.Logical))
-				p.row("unique data", cli.Size(u.Data), plural(int(u.Chunks), "chunk"))
-				p.row("physical", cli.Size(u.Stored))
-				p.row("ratio, virtual", ratio(x.Ratio), "virtual size of the disks to stored bytes")
-				p.row("ratio, data", dataRatio(x), "data that the sets refer to, "+cli.Size(x.Referenced)+", to stored bytes")
-				p.row("reclaimable", cli.Size(u.Reclaimable))
-				p.row("free", bytesOrNone(u.Free), "of "+bytesOrNone(u.Size), fmt.Sprintf("%.0f %% full", x.Filled*100))
+			if !quick && x.Usage != nil {
+				var s api.PoolSpace
+				err := a.call(c.Context(), "GET", path+"/space", nil, &s)
+				if err != nil && holdfast.KindOf(err) != holdfast.Unsupported {
+					return err
+				}
+				if err == nil {
+					x.Space = &s
+				}
 			}
-		})
-	}}
+			return a.print(x, func(p *printer) {
+				printPool(p, x.Pool)
+				if x.Space != nil {
+					p.line("")
+					printSpace(p, *x.Space, true)
+				}
+			})
+		}}
+	cmd.Flags().BoolVar(&quick, "quick", false, "leave out where the bytes are")
+	return cmd
+}
+
+func printPool(p *printer, x api.Pool) {
+	p.row("name", x.Name)
+	p.row("id", x.ID)
+	p.row("kind", x.Kind)
+	p.row("config", string(x.Config))
+	p.row("chunking", x.Chunking)
+	p.row("state", poolState(x), x.Error)
+	if x.Quota > 0 {
+		p.row("quota", cli.Size(x.Quota))
+	}
+	p.row("created", when(x.Created))
+	u := x.Usage
+	if u == nil {
+		return
+	}
+	p.row("sets", u.Sets)
+	p.row("logical", cli.Size(u.Logical))
+	p.row("unique data", cli.Size(u.Data), plural(int(u.Chunks), "chunk"))
+	p.row("physical", cli.Size(u.Stored))
+	p.row("ratio, virtual", ratio(x.Ratio), "virtual size of the disks to stored bytes")
+	p.row("ratio, data", dataRatio(x), "data that the sets refer to, "+cli.Size(x.Referenced)+", to stored bytes")
+	if x.Referenced > 0 {
+		p.row("  of it, dedup", ratio(quotient(x.Referenced, u.Data)), "data that the sets refer to, to unique data")
+	}
+	p.row("  of it, compression", ratio(quotient(u.Data, u.Stored)), "unique data to stored bytes")
+	p.row("reclaimable", cli.Size(u.Reclaimable))
+	p.row("free", bytesOrNone(u.Free), "of "+bytesOrNone(u.Size), fmt.Sprintf("%.0f %% full", x.Filled*100))
+}
+
+func quotient(n, of int64) float64 {
+	if of <= 0 {
+		return 0
+	}
+	return float64(n) / float64(of)
 }
 
 func (a *app) poolVerify() *cobra.Command {

@@ -28,9 +28,9 @@ func (a *app) setList() *cobra.Command {
 				p.line("No backup set; next: holdfast backup VM --pool NAME")
 				return
 			}
-			p.row("SET", "VM", "POINT IN TIME", "KIND", "LOGICAL", "READ", "SENT", "STORED", "POOL")
+			p.row("SET", "VM", "POINT IN TIME", "KIND", "LOGICAL", "READ", "SENT", "STORED", "POOL", "NOTE")
 			for _, s := range sets {
-				p.row(s.ID, s.VM, when(s.Time), s.Kind, cli.Size(s.Logical), cli.Size(s.Read), cli.Size(s.Sent), cli.Size(s.Stored), s.Pool)
+				p.row(s.ID, s.VM, when(s.Time), s.Kind, cli.Size(s.Logical), cli.Size(s.Read), cli.Size(s.Sent), cli.Size(s.Stored), s.Pool, s.Note)
 			}
 		})
 	}}
@@ -58,9 +58,15 @@ func (a *app) setShow() *cobra.Command {
 			p.row("pool", s.Pool)
 			p.row("point in time", when(s.Time))
 			p.row("kind", s.Kind, s.Parent)
-			p.row("consistency", s.Consistency, s.Note)
+			p.row("consistency", s.Consistency)
+			if s.Note != "" {
+				p.row("note", s.Note)
+			}
+			if s.Changed > 0 {
+				p.row("changed", cli.Size(s.Changed), fmt.Sprintf("%.1f %% of the disks", percent(s.Changed, s.Logical)))
+			}
 			p.row("read", cli.Size(s.Read), "of "+cli.Size(s.Logical))
-			p.row("sent", cli.Size(s.Sent))
+			p.row("sent", cli.Size(s.Sent), fmt.Sprintf("%.0f %% of what was read", percent(s.Sent, s.Read)))
 			p.row("stored", cli.Size(s.Stored))
 			p.line("")
 			p.row("DISK", "NAME", "SIZE", "READ", "SENT", "STORED", "READ WHOLE BECAUSE")

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
+	"sync/atomic"
 
 	"github.com/holdfast-backup/holdfast"
 )
@@ -16,14 +18,15 @@ type marking struct {
 	p     *Pool
 	conts []*cont // candidates by slot; nil: not a candidate, its chunks stay whatever is marked
 
-	live   []bitmap       // by slot; written by the Collect only
-	walked []bitmap       // by slot: nodes whose subtrees are marked
-	ripe   map[*cont]bool // no chunk of theirs was live in an earlier Collect already
-	lost   int64          // chunks that sets need and the pool does not hold
+	live []bitmap       // by slot; written by the markers, atomically
+	ripe map[*cont]bool // no chunk of theirs was live in an earlier Collect already
+	lost atomic.Int64   // chunks that sets need and the pool does not hold
 
-	queue   []diskTree          // recipes to be walked. Guarded by Pool.mu
-	pins    []map[uint32]bitmap // of sessions that ended since. Guarded by Pool.mu
-	touched uint64              // keeps touches of the index from being optimised away
+	walkedMu sync.Mutex
+	walked   []bitmap // by slot: nodes whose subtrees are marked, or being marked: whoever condemns waits for the markers. Guarded by walkedMu
+
+	queue []diskTree          // recipes to be walked. Guarded by Pool.mu
+	pins  []map[uint32]bitmap // of sessions that ended since. Guarded by Pool.mu
 }
 
 // startMarking begins an epoch: from here on new leases and ended sessions are noted.
@@ -111,10 +114,12 @@ func (m *marking) sets(ctx context.Context, step func()) error {
 		if err != nil {
 			return failClosed(err)
 		}
+		trees := make([]diskTree, len(r.disks))
 		for i, d := range r.disks {
-			if err := m.tree(ctx, diskTree{d.root, r.manifest.Disks[i].Size}); err != nil {
-				return holdfast.Errorf(holdfast.KindOf(err), "collect", "set %s, disk %s: %w", id, r.manifest.Disks[i].Name, failClosed(err))
-			}
+			trees[i] = diskTree{d.root, r.manifest.Disks[i].Size}
+		}
+		if i, err := m.trees(ctx, trees); err != nil {
+			return holdfast.Errorf(holdfast.KindOf(err), "collect", "set %s, disk %s: %w", id, r.manifest.Disks[i].Name, failClosed(err))
 		}
 		step()
 	}
@@ -136,96 +141,9 @@ func (p *Pool) knownSets() map[holdfast.SetID]bool {
 	return known
 }
 
-// tree marks a recipe and what it names.
-func (m *marking) tree(ctx context.Context, t diskTree) error {
-	if t.root.IsZero() {
-		return nil
-	}
-	return m.node(ctx, t.root, rootSpan(t.size))
-}
-
-func (m *marking) node(ctx context.Context, d holdfast.Digest, span uint8) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	at, candidate, err := m.nodeLoc(ctx, &d)
-	if err != nil {
-		return err
-	}
-	if candidate {
-		if m.walked[at.slot()].get(at.ordinal()) {
-			return nil
-		}
-	}
-	n, err := m.p.loadNode(ctx, d, span)
-	if err != nil {
-		return err
-	}
-	for _, c := range n.children {
-		if !c.IsZero() {
-			if err := m.node(ctx, c, n.child); err != nil {
-				return err
-			}
-		}
-	}
-	if err := m.chunks(ctx, n.refs); err != nil {
-		return err
-	}
-	if candidate {
-		if m.walked[at.slot()] == nil {
-			m.walked[at.slot()] = newBitmap(m.conts[at.slot()].n)
-		}
-		m.walked[at.slot()].set(at.ordinal())
-	}
-	return nil
-}
-
-// chunks marks the chunks that refs name. A fingerprint that is there once is marked without looking at the full digest: marking one too
-// many is harmless, and it saves reading every footer.
-func (m *marking) chunks(ctx context.Context, refs []holdfast.Ref) error {
-	var several []holdfast.Digest
-	var locs []loc
-	var last holdfast.Digest
-	p := m.p
-	p.mu.RLock()
-	for i := range refs {
-		if i%ahead == 0 {
-			for k := range refs[i:min(i+ahead, len(refs))] {
-				m.touched ^= p.index.touch(fingerprint(&refs[i+k].Digest))
-			}
-		}
-		d := &refs[i].Digest
-		if *d == last {
-			continue
-		}
-		last = *d
-		locs = p.index.appendLocs(locs[:0], fingerprint(d))
-		locs = slices.DeleteFunc(locs, func(l loc) bool { return p.slots[l.slot()] == nil })
-		switch {
-		case len(locs) == 0:
-			m.lose(d)
-		case len(locs) > 1:
-			several = append(several, *d)
-		default:
-			m.set(locs[0])
-		}
-	}
-	p.mu.RUnlock()
-	for i := range several {
-		_, ok, err := m.choose(ctx, &several[i])
-		if err != nil {
-			return err
-		}
-		if !ok {
-			m.lose(&several[i])
-		}
-	}
-	return nil
-}
-
 // lose notes that a set needs a chunk which is not there. The set is damaged already; no other chunk is in danger.
 func (m *marking) lose(d *holdfast.Digest) {
-	if m.lost++; m.lost == 1 {
+	if m.lost.Add(1) == 1 {
 		m.p.listener.Emit(holdfast.Event{Type: holdfast.EventChunkCorrupt, Severity: holdfast.Alarm,
 			Text:   fmt.Sprintf("chunk %s, which a set needs, is not in the pool; verify the pool to learn which sets are damaged", d),
 			Fields: map[string]string{"pool": m.p.sb.Pool.String(), "chunk": d.String()}})
@@ -235,7 +153,7 @@ func (m *marking) lose(d *holdfast.Digest) {
 // set marks a chunk, if its container is a candidate.
 func (m *marking) set(l loc) {
 	if int(l.slot()) < len(m.live) && m.live[l.slot()] != nil {
-		m.live[l.slot()].set(l.ordinal())
+		m.live[l.slot()].setAtomic(l.ordinal())
 	}
 }
 
@@ -262,7 +180,7 @@ func (m *marking) choose(ctx context.Context, d *holdfast.Digest) (loc, bool, er
 		o := option{l: l, c: c}
 		switch {
 		case c.bad.get(l.ordinal()):
-		case !m.candidate(l) || m.live[l.slot()].get(l.ordinal()):
+		case !m.candidate(l) || m.live[l.slot()].getAtomic(l.ordinal()):
 			o.worth = 3
 		case !c.dead.get(l.ordinal()):
 			o.worth = 2
@@ -327,10 +245,8 @@ func (m *marking) condemn(ctx context.Context, dry bool) ([]markUpdate, tally, e
 			return updates, t, nil
 		}
 		p.mu.Unlock()
-		for _, t := range more {
-			if err := m.tree(ctx, t); err != nil {
-				return nil, tally{}, failClosed(err)
-			}
+		if _, err := m.trees(ctx, more); err != nil {
+			return nil, tally{}, failClosed(err)
 		}
 	}
 }

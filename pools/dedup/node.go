@@ -179,13 +179,8 @@ func (n *node) parseLeaf(b []byte, count, distinct uint32) error {
 		return badNode("%d bytes for %d refs of %d chunks", len(b), count, distinct)
 	}
 	table := b[:distinct*32]
-	seen := make(map[holdfast.Digest]struct{}, distinct)
-	for i := range distinct {
-		d := holdfast.Digest(table[i*32:])
-		if _, dup := seen[d]; dup || d.IsZero() {
-			return badNode("digest %d is zero or there twice", i)
-		}
-		seen[d] = struct{}{}
+	if i := repeated(table); i >= 0 {
+		return badNode("digest %d is zero or there twice", i)
 	}
 	v := varints{b: b[distinct*32:]}
 	n.refs = make([]holdfast.Ref, 0, count)
@@ -226,4 +221,27 @@ func (v *varints) next() uint64 {
 	}
 	v.b = v.b[n:]
 	return x
+}
+
+// repeated returns the position of a digest in a table of them that is zero or was there before, or -1. Digests are uniform where the node is ours; where
+// somebody made the first bytes of many alike, it takes longer, but no longer than maxLeaf allows.
+func repeated(table []byte) int {
+	n := len(table) / 32
+	mask := 1<<bits.Len(uint(2*n)) - 1
+	slots := make([]uint32, mask+1) // position+1
+	for i := range n {
+		d := (*holdfast.Digest)(table[i*32:])
+		if d.IsZero() {
+			return i
+		}
+		at := int(fingerprint(d)) & mask
+		for slots[at] != 0 {
+			if *(*holdfast.Digest)(table[(slots[at]-1)*32:]) == *d {
+				return i
+			}
+			at = (at + 1) & mask
+		}
+		slots[at] = uint32(i) + 1
+	}
+	return -1
 }
