@@ -28,12 +28,13 @@ type Config struct {
 	SecretKeyFile string         `json:"secret_key_file,omitempty"`
 	AccessKey     s3store.Secret `json:"access_key,omitempty"`
 	SecretKey     s3store.Secret `json:"secret_key,omitempty"`
-	ObjectLock    string         `json:"object_lock,omitempty"` // "compliance:30d": every new set is kept at least so long
-	Quota         int64          `json:"quota,omitempty"`       // bytes that the pool may take; 0: no bound
-	TakeOver      string         `json:"take_over,omitempty"`   // name of the appliance whose lease, once it ran out, is taken
-	Buckets       []string       `json:"buckets,omitempty"`     // instead of Bucket, with Stripe: names, or URLs of buckets elsewhere (https://server/bucket)
-	Stripe        string         `json:"stripe,omitempty"`      // "2+1": data and parity over the buckets
-	Chunking      string         `json:"chunking,omitempty"`    // as holdfast.ParseChunking reads it; only Create looks at it
+	ObjectLock    string         `json:"object_lock,omitempty"`     // "compliance:30d": every new set is kept at least so long
+	Timeout       string         `json:"request_timeout,omitempty"` // "90s": for a request without bytes, before it is given up and tried again; empty: a minute
+	Quota         int64          `json:"quota,omitempty"`           // bytes that the pool may take; 0: no bound
+	TakeOver      string         `json:"take_over,omitempty"`       // name of the appliance whose lease, once it ran out, is taken
+	Buckets       []string       `json:"buckets,omitempty"`         // instead of Bucket, with Stripe: names, or URLs of buckets elsewhere (https://server/bucket)
+	Stripe        string         `json:"stripe,omitempty"`          // "2+1": data and parity over the buckets
+	Chunking      string         `json:"chunking,omitempty"`        // as holdfast.ParseChunking reads it; only Create looks at it
 	dedup.Encryption
 }
 
@@ -51,8 +52,29 @@ func readConfig(raw json.RawMessage) (Config, error) {
 	if _, err := parseLock(c.ObjectLock); err != nil {
 		return c, err
 	}
+	if _, err := c.timeout(); err != nil {
+		return c, err
+	}
 	_, err := c.targets()
 	return c, err
+}
+
+// Bounds of a request's time.
+const (
+	leastTimeout = 100 * time.Millisecond
+	mostTimeout  = 10 * time.Minute
+)
+
+// timeout reads Timeout; 0 means the default.
+func (c Config) timeout() (time.Duration, error) {
+	if c.Timeout == "" {
+		return 0, nil
+	}
+	d, err := time.ParseDuration(c.Timeout)
+	if err != nil || d < leastTimeout || d > mostTimeout {
+		return 0, holdfast.Errorf(holdfast.Invalid, "read pool config", "request_timeout %q", c.Timeout).Advise("write a time between %v and %v, such as 90s", leastTimeout, mostTimeout)
+	}
+	return d, nil
 }
 
 // encode is the inverse of readConfig, secrets included.
@@ -133,8 +155,11 @@ func (c Config) target(bucket string) (s3store.Config, error) {
 		}
 		*k.into = s3store.Secret(bytes.TrimSpace(b))
 	}
+	var err error
+	if t.Timeout, err = c.timeout(); err != nil {
+		return t, err
+	}
 	if c.CAFile != "" {
-		var err error
 		if t.CA, err = readFile(c.CAFile); err != nil {
 			return t, err
 		}

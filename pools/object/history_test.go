@@ -71,24 +71,33 @@ var passing = map[string]s3test.Rule{
 	"PUT sent twice":          {Fate: s3test.Twice, Method: "PUT"},
 	"PUT damaged":             {Fate: s3test.FlipBody, Method: "PUT", Glob: "0*"},
 	"listing without sets":    {Fate: s3test.Hide, Method: "GET", Query: "list-type", Hidden: "*.set"},
+	"no answer":               {Fate: s3test.Hang},
 	"listing without data":    {Fate: s3test.Hide, Method: "GET", Query: "list-type", Hidden: "0*"},
 }
 
 // Goal: a fault that passes is no failure: backup, restore, delete and collect finish, and no acknowledged set is lost.
-// Method: each fault at the n-th matching request and then every 7th, for some n, against the whole life of a pool.
+// Method: each fault at the n-th matching request and then every 7th, for n up to HOLDFAST_SOAK, against the whole life of a pool.
 func TestFaultsThatPassAreNoFailures(t *testing.T) {
 	t.Parallel()
 	y := newYard(t, "faults", false)
 	for name, rule := range passing {
 		t.Run(strings.ReplaceAll(name, " ", "-"), func(t *testing.T) {
+			t.Parallel()
 			proxy := s3test.NewProxy(t, y.server, 0)
 			struck := 0
-			for nth := 1; nth <= 2*soak(); nth++ {
+			often := 8
+			if rule.Fate == s3test.Hang {
+				often = 2 // each takes a request's time
+			}
+			for nth := 1; nth <= soak(); nth++ {
 				s := y.spot(proxy.URL)
+				if rule.Fate == s3test.Hang {
+					s.c.Timeout = "1s"
+				}
 				s.env.Clock = newFast()
 				s.create(t)
 				var hits []func() int
-				for k := range 8 {
+				for k := range often {
 					r := rule
 					r.Nth = nth + 7*k
 					hits = append(hits, proxy.Inject(r))
@@ -152,10 +161,12 @@ func TestFaultsThatStayFailCleanly(t *testing.T) {
 		"no record":  {s3test.Rule{Fate: s3test.Answer, Method: "PUT", Glob: "*.set", Status: 403, Code: "AccessDenied"}, holdfast.Permission},
 		"wrong key":  {s3test.Rule{Fate: s3test.Answer, Status: 403, Code: "SignatureDoesNotMatch"}, holdfast.Permission},
 		"no bucket":  {s3test.Rule{Fate: s3test.Answer, Status: 404, Code: "NoSuchBucket"}, holdfast.Invalid},
+		"silence":    {s3test.Rule{Fate: s3test.Hang, Method: "PUT", Glob: "0*"}, holdfast.Transient},
 		"always cut": {s3test.Rule{Fate: s3test.Cut, Method: "PUT", Glob: "0*"}, holdfast.Transient},
 	} {
 		t.Run(strings.ReplaceAll(name, " ", "-"), func(t *testing.T) {
 			s := y.spot(proxy.URL)
+			s.c.Timeout = "500ms"
 			s.env.Clock = newFast()
 			s.create(t)
 			l := newLab(t, s.open(t))

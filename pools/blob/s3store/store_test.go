@@ -421,6 +421,7 @@ func testRetention(t *testing.T, server *s3test.Server) {
 	if err := s.setRetention(background, "shorten", "c", "", Lock{Compliance, now.Add(time.Hour)}, true); !errors.Is(err, holdfast.Immutable) {
 		t.Errorf("shorten: %v, kind %v", err, holdfast.KindOf(err))
 	}
+	testForced(t, s, now)
 	must(s.Retain(background, "g", Lock{Governance, now.Add(2 * time.Hour)}))
 	must(s.Retain(background, "g", Lock{Compliance, now.Add(time.Hour)}))
 	if held, err := s.Retention(background, "g"); err != nil || held.Mode != Compliance || held.Until.Before(now.Add(2*time.Hour).Truncate(time.Second)) {
@@ -443,6 +444,44 @@ func testRetention(t *testing.T, server *s3test.Server) {
 	must(blob.WriteAll(background, u, "x", nil))
 	if err := u.Retain(background, "x", Lock{Compliance, now.Add(time.Hour)}); !errors.Is(err, holdfast.Unsupported) {
 		t.Errorf("a bucket without Object Lock: %v, kind %v", err, holdfast.KindOf(err))
+	}
+}
+
+// testForced goes past the store: every version of what is kept is deleted and shortened by bare requests, COMPLIANCE also with the right to bypass
+// GOVERNANCE. The server must refuse each, and the bytes must be there.
+func testForced(t *testing.T, s *Store, now time.Time) {
+	t.Helper()
+	tried := 0
+	for o := range s.core.ListObjectsIter(background, s.c.Bucket, minio.ListObjectsOptions{Recursive: true, WithVersions: true}) {
+		if o.Err != nil {
+			t.Fatal(o.Err)
+		}
+		bypasses := map[string][]bool{"c": {false, true}, "g": {false}}[o.Key]
+		for _, bypass := range bypasses {
+			tried++
+			if err := s.core.RemoveObject(background, s.c.Bucket, o.Key, minio.RemoveObjectOptions{VersionID: o.VersionID, GovernanceBypass: bypass}); err == nil {
+				t.Errorf("the server deleted %s, bypass %v", o.Key, bypass)
+			}
+			mode, until := minio.Governance, now.Add(time.Minute)
+			err := s.core.PutObjectRetention(background, s.c.Bucket, o.Key, minio.PutObjectRetentionOptions{Mode: &mode, RetainUntilDate: &until, VersionID: o.VersionID, GovernanceBypass: bypass})
+			if err == nil {
+				t.Errorf("the server shortened %s, bypass %v", o.Key, bypass)
+			}
+		}
+	}
+	if tried != 3 {
+		t.Errorf("%d versions were attacked, want 3", tried)
+	}
+	if err := s.core.RemoveBucket(background, s.c.Bucket); err == nil {
+		t.Error("the server removed the bucket")
+	}
+	for _, n := range []string{"c", "g"} {
+		if err := blobtest.Whole(background, s, n, 500); err != nil {
+			t.Error(err)
+		}
+		if held, err := s.Retention(background, n); err != nil || held.Until.Before(now.Add(time.Hour).Truncate(time.Second)) {
+			t.Errorf("%s is kept until %v: %v", n, held.Until, err)
+		}
 	}
 }
 
