@@ -44,6 +44,7 @@ type Daemon struct {
 	links   *wire.Acceptor
 	service *Service
 	watch   *poolWatch
+	planner *planner
 	measure *measures
 	herald  *herald
 	files   fsys.FS // the data folder
@@ -113,12 +114,13 @@ func (d *Daemon) openData() error {
 
 // openEngine makes what works on runs. Runs of a daemon before this one are ended.
 func (d *Daemon) openEngine() error {
-	d.jobs = job.New(job.Options{Catalog: d.cat, Clock: d.c.Clock, Listener: d.events.Emit})
+	d.service = &Service{d: d, started: d.c.Clock.Now().UTC()}
+	d.planner = newPlanner(d.service)
+	d.jobs = job.New(job.Options{Catalog: d.cat, Clock: d.c.Clock, Listener: d.events.Emit, Ended: d.planner.over})
 	d.undo = append(d.undo, func() error { d.jobs.Close(); return nil })
 	if err := d.jobs.Recover(d.ctx); err != nil {
 		return err
 	}
-	d.service = &Service{d: d, started: d.c.Clock.Now().UTC()}
 	d.watch, d.measure = newPoolWatch(d.service), newMeasures()
 	d.ingest = ingest.NewServer(ingest.Options{Catalog: d.cat, Desk: desk{d}, Clock: d.c.Clock, Listener: d.events.Emit})
 	d.links = wire.NewAcceptor(wire.LinkOptions{Clock: d.c.Clock})
@@ -210,6 +212,7 @@ func (d *Daemon) openDoors() error {
 	}
 	d.serveSocket()
 	d.servePort()
+	d.wg.Go(d.planner.run) // last: a job that is due finds everything there
 	return nil
 }
 

@@ -3,6 +3,7 @@ package appliance
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/appliance/job"
@@ -70,6 +71,8 @@ func (k desk) Backup(ctx context.Context, host holdfast.HostID, task holdfast.Ta
 	}
 	return ingest.BackupGrant{
 		Pool: pool, PoolID: a.Spec.Pool, VM: vm, Run: a.Run, HostName: a.HostName, Full: a.Spec.Full, Compression: a.Spec.Compress,
+		Differential: a.Spec.Type == job.TypeDifferential,
+		Spent:        func(agent, pool time.Duration) { k.d.jobs.Spent(task, agent, pool) },
 		Ended: func(m holdfast.Manifest, err error) {
 			if err != nil {
 				over(nil)

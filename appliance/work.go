@@ -189,10 +189,15 @@ func (s *Service) showRun(v job.View, err error) (api.Run, error) {
 	}
 	r := api.Run{ID: v.ID.String(), Kind: string(v.Kind), State: string(v.State), Pool: v.Spec.PoolName, Created: v.Created, Ended: v.Ended,
 		DryRun: v.Spec.DryRun, Result: v.Spec.Result, Error: failure(v.Error), Tasks: make([]api.Task, 0, len(v.Tasks))}
+	r.Job, r.Type, r.Cause, r.RetryOf = v.Job, v.Spec.Type, v.Spec.Cause, v.Spec.RetryOf.String()
 	for i := range v.Tasks {
 		t := &v.Tasks[i]
 		x := api.Task{ID: t.ID.String(), VM: t.VMName, VMID: t.VM.String(), Host: names[t.Host], State: string(t.State), Set: t.Set.String(),
 			Error: failure(t.Error), Phase: v.Live[t.ID].Phase, Note: v.Live[t.ID].Note}
+		x.Started, x.Ended, x.Stage, x.Reason, x.Bottleneck, x.Counts = t.Started, t.Ended, t.Stage, string(t.Reason), t.Bottleneck, counts(t.Stats)
+		if x.Note == "" {
+			x.Note = t.Note
+		}
 		if x.Host == "" && !t.Host.IsZero() {
 			x.Host = t.Host.String()
 		}

@@ -80,6 +80,9 @@ func (k *checker) item(at, rec []byte) {
 	case tTracking:
 		if t := record(k, trackingKind, at, rec, func(t *Tracking) []byte { return trackingKey(t.VM, t.Pool) }, nil); t != nil {
 			k.needSet("tracking", t.Set)
+			if !t.Full.IsZero() {
+				k.needSet("tracking", t.Full)
+			}
 		}
 	case tRun:
 		record(k, runKind, at, rec, func(r *Run) []byte { return idKey(tRun, r.ID.ID) }, runIndex)

@@ -33,14 +33,23 @@ var (
 	enrolKind     = &kind{typ: 4, version: 1, name: "enrolment key"}
 	vmKind        = &kind{typ: 5, version: 1, name: "VM"}
 	setKind       = &kind{typ: 6, version: 1, name: "set"}
-	trackingKind  = &kind{typ: 7, version: 1, name: "tracking record"}
-	runKind       = &kind{typ: 8, version: 1, name: "run"}
-	jobKind       = &kind{typ: 9, version: 1, name: "job"}
+	trackingKind  = &kind{typ: 7, version: 2, name: "tracking record", migrate: unchanged(1)}
+	runKind       = &kind{typ: 8, version: 2, name: "run", migrate: unchanged(1)}
+	jobKind       = &kind{typ: 9, version: 2, name: "job", migrate: unchanged(1)}
 	intentKind    = &kind{typ: 10, version: 1, name: "intent"}
 	tombstoneKind = &kind{typ: 11, version: 1, name: "tombstone"}
 	eventKind     = &kind{typ: 12, version: 1, name: "event"}
 	settingKind   = &kind{typ: 13, version: 1, name: "setting"}
 )
+
+// unchanged is for versions to which fields were only added: what was written without them reads as their zero values.
+func unchanged(versions ...byte) map[byte]func(json.RawMessage) (json.RawMessage, error) {
+	m := map[byte]func(json.RawMessage) (json.RawMessage, error){}
+	for _, v := range versions {
+		m[v] = func(body json.RawMessage) (json.RawMessage, error) { return body, nil }
+	}
+	return m
+}
 
 // A record is [type][version][JSON body][CRC-32C of all before it, little-endian].
 const (

@@ -33,19 +33,21 @@ const (
 	RunPartial      RunState = "partial" // some tasks are done, some are not
 	RunFailed       RunState = "failed"
 	RunCancelled    RunState = "cancelled"
+	RunAborted      RunState = "aborted" // its precondition was not met: nothing was tried, and that is no failure
 )
 
 // transitions is the one table of what may follow a state; "" stands for a run that is not there yet. Staying is always
 // allowed. A run goes back to queued when the daemon that ran it is gone.
 var transitions = map[RunState][]RunState{
 	"":              {RunQueued, RunRunning},
-	RunQueued:       {RunRunning, RunWaitingMedia, RunFailed, RunCancelled},
-	RunRunning:      {RunQueued, RunWaitingMedia, RunDone, RunPartial, RunFailed, RunCancelled},
+	RunQueued:       {RunRunning, RunWaitingMedia, RunFailed, RunCancelled, RunAborted},
+	RunRunning:      {RunQueued, RunWaitingMedia, RunDone, RunPartial, RunFailed, RunCancelled, RunAborted},
 	RunWaitingMedia: {RunQueued, RunRunning, RunFailed, RunCancelled},
 	RunDone:         {},
 	RunPartial:      {},
 	RunFailed:       {},
 	RunCancelled:    {},
+	RunAborted:      {},
 }
 
 // Known reports whether s is one of the states.
@@ -100,6 +102,18 @@ type Task struct {
 	Reason  holdfast.Reason `json:"reason,omitempty"` // why it became a full
 	Stats   holdfast.Stats  `json:"stats"`
 	Disks   []DiskProgress  `json:"disks,omitempty"`
+
+	Stage      string `json:"stage,omitempty"`      // of a script; empty for a VM
+	Output     string `json:"output,omitempty"`     // of a script, its end
+	Note       string `json:"note,omitempty"`       // what is remarkable of how it went
+	Bottleneck string `json:"bottleneck,omitempty"` // source, network, appliance or pool
+}
+
+// A LogLine is one line of a run's log.
+type LogLine struct {
+	Time time.Time `json:"time"`
+	Task string    `json:"task,omitempty"` // the VM, or the script
+	Text string    `json:"text"`
 }
 
 // A Run is one execution of a job or of a single request. Its id is of version 7, so that runs sort by creation.
@@ -114,6 +128,7 @@ type Run struct {
 	Error   *TaskError      `json:"error,omitempty"`
 	Spec    json.RawMessage `json:"spec,omitempty"` // what was asked for
 	Tasks   []Task          `json:"tasks,omitempty"`
+	Log     []LogLine       `json:"log,omitempty"`
 }
 
 // MaxTasks bounds the tasks of one run.
@@ -191,6 +206,7 @@ type Job struct {
 	Kind    RunKind         `json:"kind"`
 	Created time.Time       `json:"created,omitzero"`
 	Spec    json.RawMessage `json:"spec,omitempty"`
+	State   json.RawMessage `json:"state,omitempty"` // what the appliance remembers of its runs and schedules
 }
 
 // PutJob adds a job or changes it.

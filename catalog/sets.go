@@ -151,8 +151,13 @@ func (tx *Tx) DeleteSet(id holdfast.SetID) error {
 		return nil
 	case err != nil:
 		return err
-	case t.Set == id:
+	case t.Set == id && (t.Full.IsZero() || t.Full == id):
 		return tx.DeleteTracking(t.VM, t.Pool)
+	case t.Set == id: // the full's ids are still good
+		return tx.PutTracking(Tracking{VM: t.VM, Pool: t.Pool, Set: t.Full, Tokens: t.FullTokens})
+	case t.Full == id:
+		t.Full, t.FullTokens = holdfast.SetID{}, nil
+		return tx.PutTracking(t)
 	}
 	return nil
 }
@@ -173,12 +178,16 @@ func ListSets(c *Catalog) ([]Set, error) {
 	return out, err
 }
 
-// Tracking is the change tracking ids of a VM's newest set in a pool: what the next incremental of the VM starts from.
+// Tracking is the change tracking ids of a VM's newest set in a pool: what the next incremental of the VM starts from. The ids of its
+// newest full set are kept beside them: what the next differential starts from.
 type Tracking struct {
 	VM     holdfast.VMID              `json:"vm"`
 	Pool   holdfast.PoolID            `json:"pool"`
 	Set    holdfast.SetID             `json:"set"` // what the ids belong to
 	Tokens map[holdfast.DiskID]string `json:"tokens"`
+
+	Full       holdfast.SetID             `json:"full,omitzero"` // the newest full set, where it is another one
+	FullTokens map[holdfast.DiskID]string `json:"full_tokens,omitempty"`
 }
 
 // MaxTokenBytes bounds one change tracking id.
@@ -191,20 +200,27 @@ func trackingKey(vm holdfast.VMID, pool holdfast.PoolID) []byte {
 // PutTracking keeps the ids, in place of those that were kept before. The set must be there.
 func (tx *Tx) PutTracking(t Tracking) error {
 	const op = "put tracking"
-	if len(t.Tokens) > holdfast.MaxDisks {
-		return holdfast.Errorf(holdfast.Invalid, op, "%d disks; at most %d are allowed", len(t.Tokens), holdfast.MaxDisks)
-	}
-	for d, token := range t.Tokens {
-		if len(token) > MaxTokenBytes || d.IsZero() {
-			return holdfast.Errorf(holdfast.Invalid, op, "disk %q has an id of %d bytes; at most %d are allowed", d, len(token), MaxTokenBytes)
+	for _, tokens := range []map[holdfast.DiskID]string{t.Tokens, t.FullTokens} {
+		if len(tokens) > holdfast.MaxDisks {
+			return holdfast.Errorf(holdfast.Invalid, op, "%d disks; at most %d are allowed", len(tokens), holdfast.MaxDisks)
+		}
+		for d, token := range tokens {
+			if len(token) > MaxTokenBytes || d.IsZero() {
+				return holdfast.Errorf(holdfast.Invalid, op, "disk %q has an id of %d bytes; at most %d are allowed", d, len(token), MaxTokenBytes)
+			}
 		}
 	}
-	s, err := tx.Set(t.Set)
-	if err != nil {
-		return err
-	}
-	if s.Pool != t.Pool || s.Manifest.VM.ID != t.VM {
-		return holdfast.Errorf(holdfast.Invalid, op, "set %s is of another VM or pool", t.Set)
+	for _, id := range []holdfast.SetID{t.Set, t.Full} {
+		if id.IsZero() && id == t.Full && id != t.Set {
+			continue // the newest set is the full, or there is none
+		}
+		s, err := tx.Set(id)
+		if err != nil {
+			return err
+		}
+		if s.Pool != t.Pool || s.Manifest.VM.ID != t.VM {
+			return holdfast.Errorf(holdfast.Invalid, op, "set %s is of another VM or pool", id)
+		}
 	}
 	return put(tx, trackingKind, trackingKey(t.VM, t.Pool), &t)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/holdfast-backup/holdfast"
@@ -34,6 +35,9 @@ type backup struct {
 	puts      chan struct{}      // one token for each group under way
 	wg        sync.WaitGroup     // the channels
 	committed *holdfast.Manifest
+
+	idle time.Duration // that the dispatcher waited for the agent
+	pool atomic.Int64  // nanoseconds that disks waited for the pool
 }
 
 func (s *Server) backup(ctx context.Context, link *wire.Link, host holdfast.HostID, task holdfast.TaskID) error {
@@ -43,6 +47,9 @@ func (s *Server) backup(ctx context.Context, link *wire.Link, host holdfast.Host
 	}
 	b := &backup{s: s, link: link, host: host, grant: grant, puts: make(chan struct{}, maxPuts)}
 	err = b.run(ctx)
+	if grant.Spent != nil {
+		grant.Spent(b.idle, time.Duration(b.pool.Load()))
+	}
 	if grant.Ended != nil {
 		if b.committed != nil {
 			grant.Ended(*b.committed, nil)
@@ -71,7 +78,9 @@ func (b *backup) run(ctx context.Context) error {
 		}
 	}()
 	for {
+		began := b.s.o.Clock.Now()
 		m, err := receive(ctx, b.link)
+		b.idle += b.s.o.Clock.Now().Sub(began)
 		if err != nil {
 			return err
 		}
@@ -102,7 +111,8 @@ func (b *backup) begin(ctx context.Context) error {
 	return b.link.Send(ctx, wire.Message{Type: wire.TypeBegan, Body: a})
 }
 
-// findParent returns the VM's newest set in the pool that the pool can open, and the change tracking ids that belong to it.
+// findParent returns the VM's newest set in the pool that the pool can open (of a differential: its newest full set), and the change
+// tracking ids that belong to it.
 func (b *backup) findParent(ctx context.Context) (*holdfast.Manifest, map[holdfast.DiskID]string, error) {
 	var candidates []holdfast.SetID
 	var tracking catalog.Tracking
@@ -111,6 +121,9 @@ func (b *backup) findParent(ctx context.Context) (*holdfast.Manifest, map[holdfa
 		for s, err := range tx.Sets(f) {
 			if err != nil {
 				return err
+			}
+			if b.grant.Differential && s.Manifest.Kind != holdfast.Full {
+				continue
 			}
 			if s.State == catalog.SetCommitted || s.State == catalog.SetVerified {
 				candidates = append(candidates, s.Manifest.ID)
@@ -145,10 +158,13 @@ func (b *backup) findParent(ctx context.Context) (*holdfast.Manifest, map[holdfa
 			return nil, nil, err
 		}
 		m.Attachments = nil
-		if tracking.Set != id {
-			return &m, nil, nil
+		switch id {
+		case tracking.Set:
+			return &m, tracking.Tokens, nil
+		case tracking.Full:
+			return &m, tracking.FullTokens, nil
 		}
-		return &m, tracking.Tokens, nil
+		return &m, nil, nil
 	}
 	return nil, nil, nil
 }
@@ -241,10 +257,39 @@ func (b *backup) track(ctx context.Context, t wire.Tracking) error {
 		if len(t.Tokens) == 0 {
 			return tx.DeleteTracking(vm, pool)
 		}
-		return tx.PutTracking(catalog.Tracking{VM: vm, Pool: pool, Set: t.Set, Tokens: t.Tokens})
+		now := catalog.Tracking{VM: vm, Pool: pool, Set: t.Set, Tokens: t.Tokens}
+		if err := keepFull(tx, &now, b.committed.Kind); err != nil {
+			return err
+		}
+		return tx.PutTracking(now)
 	})
 	if err != nil {
 		return err
 	}
 	return b.link.Send(ctx, wire.Message{Type: wire.TypeTracked})
+}
+
+// keepFull takes the ids of the newest full set over from the tracking record that now replaces.
+func keepFull(tx *catalog.Tx, now *catalog.Tracking, kind holdfast.SetKind) error {
+	if kind == holdfast.Full {
+		return nil
+	}
+	old, err := tx.Tracking(now.VM, now.Pool)
+	if errors.Is(err, holdfast.NotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	now.Full, now.FullTokens = old.Full, old.FullTokens
+	if now.Full.IsZero() {
+		s, err := tx.Set(old.Set)
+		if err != nil {
+			return err
+		}
+		if s.Manifest.Kind == holdfast.Full {
+			now.Full, now.FullTokens = old.Set, old.Tokens
+		}
+	}
+	return nil
 }

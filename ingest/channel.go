@@ -129,7 +129,7 @@ func (c *channel) ask(ctx context.Context, it *item, a wire.Ask) error {
 		c.missing = make([]bool, wire.MaxAsk)
 	}
 	c.missing = c.missing[:len(a.Digests)]
-	if err := c.w.Missing(ctx, a.Digests, c.missing); err != nil {
+	if err := c.timed(func() error { return c.w.Missing(ctx, a.Digests, c.missing) }); err != nil {
 		return err
 	}
 	have := wire.Message{Type: wire.TypeHave, Channel: c.no, Body: wire.Have{Batch: a.Batch, Missing: c.missing}}
@@ -147,7 +147,7 @@ func (c *channel) put(ctx context.Context, it *item, g *holdfast.Group) error {
 		return nil
 	}
 	n := int64(len(g.Payload))
-	if err := c.w.Put(ctx, g); err != nil {
+	if err := c.timed(func() error { return c.w.Put(ctx, g) }); err != nil {
 		return err
 	}
 	it.m.Release()
@@ -161,7 +161,7 @@ func (c *channel) place(ctx context.Context, it *item, p wire.Place) error {
 	if err := pools.CheckRefs(p.Refs, c.end, c.size); err != nil {
 		return invalid("place on disk "+c.disk.String(), "%w", err)
 	}
-	if err := c.w.Place(ctx, p.Refs); err != nil {
+	if err := c.timed(func() error { return c.w.Place(ctx, p.Refs) }); err != nil {
 		return err
 	}
 	for _, r := range p.Refs {
@@ -170,4 +170,12 @@ func (c *channel) place(ctx context.Context, it *item, p wire.Place) error {
 	c.end = p.Refs[len(p.Refs)-1].End()
 	it.m.Release()
 	return nil
+}
+
+// timed adds what the pool takes to the session's account.
+func (c *channel) timed(do func() error) error {
+	began := c.b.s.o.Clock.Now()
+	err := do()
+	c.b.pool.Add(int64(c.b.s.o.Clock.Now().Sub(began)))
+	return err
 }

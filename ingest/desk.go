@@ -2,6 +2,7 @@ package ingest
 
 import (
 	"context"
+	"time"
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/pools"
@@ -17,16 +18,19 @@ type Desk interface {
 
 // A BackupGrant lets a host write one set of one VM into one pool.
 type BackupGrant struct {
-	Pool        pools.Pool
-	PoolID      holdfast.PoolID
-	VM          holdfast.VMInfo
-	Run         holdfast.RunID
-	HostName    string
-	Full        bool   // read everything, whatever there is to build on
-	Compression string // off, fast, default, better; "": default
+	Pool         pools.Pool
+	PoolID       holdfast.PoolID
+	VM           holdfast.VMInfo
+	Run          holdfast.RunID
+	HostName     string
+	Full         bool   // read everything, whatever there is to build on
+	Differential bool   // build on the newest full set instead of the newest of all
+	Compression  string // off, fast, default, better; "": default
 
 	// Meter, if set, returns the meter of a disk: payload bytes are counted as Sent, placed bytes as Done. It may return nil.
 	Meter func(holdfast.DiskID) *holdfast.Meter
+	// Spent, if set, is called before Ended with how long the session waited for the agent, and how long its disks waited for the pool.
+	Spent func(agent, pool time.Duration)
 	// Ended, if set, is called once when the session is over: with the committed manifest (without attachments) or the error.
 	Ended func(holdfast.Manifest, error)
 }

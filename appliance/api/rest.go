@@ -139,6 +139,7 @@ func (a *API) registerREST() {
 	a.registerKeys()
 	a.registerNotify()
 	a.registerWork()
+	a.registerJobs()
 	a.registerSets()
 	a.registerEvents()
 }

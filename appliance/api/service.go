@@ -52,6 +52,8 @@ type Service interface {
 	// ExportDisk opens a disk for streaming; the stream's form is ingest/wire's parcel stream.
 	ExportDisk(ctx context.Context, id string, disk int) (Export, error)
 
+	Jobs
+
 	RebuildCatalog(ctx context.Context) (Run, error)
 	// Events yields the events after a sequence number and then new ones as they come, until ctx ends.
 	Events(ctx context.Context, after uint64) iter.Seq2[Event, error]

@@ -199,12 +199,17 @@ type (
 		Name string `json:"name,omitempty" doc:"of the new VM; empty keeps the old one"`
 	}
 
-	// Run is one execution of a job.
+	// Run is one execution of a job, or of a single request.
 	Run struct {
+		Job     string `json:"job,omitempty"`
+		Type    string `json:"type,omitempty" doc:"of a job's backup: full, incremental, differential"`
+		Cause   string `json:"cause,omitempty" doc:"the schedule that started it, by hand, or a retry"`
+		RetryOf string `json:"retry_of,omitempty" doc:"the run whose failed VMs it tries again"`
+
 		ID      string    `json:"id"`
 		Kind    string    `json:"kind" doc:"backup, restore, verify, collect, check, rebuild, replace-path"`
 		DryRun  bool      `json:"dry_run,omitempty"`
-		State   string    `json:"state" doc:"queued, running, done, partial, failed, cancelled"`
+		State   string    `json:"state" doc:"queued, running, done, partial, failed, cancelled, aborted"`
 		Pool    string    `json:"pool,omitempty"`
 		Created time.Time `json:"created"`
 		Ended   time.Time `json:"ended,omitzero"`
@@ -226,6 +231,13 @@ type (
 		Note  string     `json:"note,omitempty"`
 		Error *Failure   `json:"error,omitempty"`
 		Disks []Progress `json:"disks,omitempty"`
+
+		Started    time.Time `json:"started,omitzero"`
+		Ended      time.Time `json:"ended,omitzero"`
+		Stage      string    `json:"stage,omitempty" doc:"of a script: precondition, pre-script, post-script; VM is its name then"`
+		Reason     string    `json:"reason,omitempty" doc:"why whole disks were read"`
+		Bottleneck string    `json:"bottleneck,omitempty" doc:"what the backup waited for most: source, network, appliance, pool"`
+		Counts     Counts    `json:"counts" doc:"of the set, once it is committed"`
 	}
 
 	// Progress is one disk of a task.
@@ -267,6 +279,7 @@ const (
 	StatePartial   = "partial"
 	StateFailed    = "failed"
 	StateCancelled = "cancelled"
+	StateAborted   = "aborted" // a precondition was not met
 )
 
 // Final tells whether a state is never left again.

@@ -1,8 +1,10 @@
 package job
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"slices"
 	"sync"
 	"time"
 
@@ -28,6 +30,8 @@ type Options struct {
 	Listener  holdfast.Listener
 	VMs       int           // of one host at once; 0: DefaultVMs
 	Reconnect time.Duration // 0: DefaultReconnect
+	// Ended, if set, is called with each run that is over, after its record is durable. It must return quickly and may call the engine.
+	Ended func(View)
 }
 
 // An Engine runs runs. Methods are safe for concurrent use.
@@ -130,8 +134,8 @@ var errShutdown = holdfast.Errorf(holdfast.Offline, "", "the appliance shuts dow
 // Start begins a run of the kind with one task for each VM, on the VM's host.
 func (e *Engine) Start(ctx context.Context, kind catalog.RunKind, spec Spec, vms []catalog.VM) (View, error) {
 	const op = "start run"
-	if len(vms) == 0 || len(vms) > catalog.MaxTasks {
-		return View{}, holdfast.Errorf(holdfast.Invalid, op, "%d virtual machines; 1 to %d are allowed", len(vms), catalog.MaxTasks)
+	if len(vms) == 0 && len(spec.Gone) == 0 || len(vms) > catalog.MaxTasks/2 {
+		return View{}, holdfast.Errorf(holdfast.Invalid, op, "%d virtual machines; 1 to %d are allowed", len(vms), catalog.MaxTasks/2)
 	}
 	raw, err := json.Marshal(spec)
 	if err != nil {
@@ -139,10 +143,15 @@ func (e *Engine) Start(ctx context.Context, kind catalog.RunKind, spec Spec, vms
 	}
 	now := e.o.Clock.Now().UTC()
 	r := &run{spec: spec, done: make(chan struct{}), dirty: true}
-	r.rec = catalog.Run{ID: holdfast.RunID{ID: holdfast.NewTimeID(now)}, Kind: kind, Created: now, State: catalog.RunQueued, Spec: raw}
+	r.rec = catalog.Run{ID: holdfast.RunID{ID: holdfast.NewTimeID(now)}, Kind: kind, Job: spec.Job, Created: now, State: catalog.RunQueued, Spec: raw}
+	r.logStart(now)
 	for _, vm := range vms {
 		r.rec.Tasks = append(r.rec.Tasks, catalog.Task{ID: holdfast.TaskID{ID: holdfast.NewTimeID(now)}, VM: vm.ID, VMName: vm.Name,
 			Host: vm.Host, State: catalog.RunQueued, Set: spec.setOf(vm.ID)})
+	}
+	r.rec.Tasks = append(r.rec.Tasks, r.scripts(now)...)
+	for _, g := range spec.Gone {
+		r.rec.Tasks = append(r.rec.Tasks, catalog.Task{ID: holdfast.TaskID{ID: holdfast.NewTimeID(now)}, VM: g.ID, VMName: g.Name, State: catalog.RunQueued})
 	}
 	// Durable as queued first: a crash from here on is explained to whoever asks for the run.
 	if err := e.o.Catalog.Update(ctx, func(tx *catalog.Tx) error { return tx.PutRun(r.rec) }); err != nil {
@@ -159,6 +168,11 @@ func (e *Engine) Start(ctx context.Context, kind catalog.RunKind, spec Spec, vms
 		t.host = e.host(t.rec.Host)
 		r.tasks = append(r.tasks, t)
 		e.tasks[t.rec.ID] = t
+		if t.rec.Host.IsZero() {
+			t.end(now, holdfast.Errorf(holdfast.NotExist, "", "no host has the virtual machine %s (%s) any more", t.rec.VMName, t.rec.VM).
+				Advise("was it deleted, or its host removed? take it out with 'holdfast job set %s --remove-vm %s'", spec.Job, t.rec.VM))
+			continue
+		}
 		if t.host.stream == nil {
 			t.end(now, offline(t.host))
 			continue
@@ -249,21 +263,50 @@ func (e *Engine) Cancel(id holdfast.RunID) error {
 		return holdfast.Errorf(holdfast.Invalid, "cancel run", "run %s is over: %s", id, v.State).Advise("'holdfast run show %s' says how it went", id)
 	}
 	r.cancelled = true
+	r.log(e.o.Clock.Now(), "", "the run is being stopped")
 	for _, t := range r.tasks {
 		switch {
 		case t.rec.State.Ended():
+		case t.rec.Stage == StagePost && !t.pointless(): // it cleans up, with little time
+			if t.sent && t.host.stream != nil {
+				e.reap(t, stoppedTimeout)
+			}
 		case t.work != nil:
 			t.stop(errCancelled)
 		case !t.sent, t.host.stream == nil:
 			e.conclude(t, errCancelled, true)
 		default:
 			t.host.stream.cancel(t.rec.ID)
+			e.reap(t, reapAfter)
 		}
 	}
 	e.dispatch()
 	e.mu.Unlock()
 	e.persist()
 	return nil
+}
+
+// reapAfter is how long a task that was cancelled may take to end by itself. An agent that merges a checkpoint goes on with that when its task
+// is ended here: its journal has it, and it reports to nobody.
+const reapAfter = 60 * time.Second
+
+// reap ends a task that was cancelled and has not ended in time. The caller has e.mu.
+func (e *Engine) reap(t *task, d time.Duration) {
+	if e.closed {
+		return
+	}
+	e.wg.Go(func() {
+		e.after(d, func() {
+			e.mu.Lock()
+			if !t.rec.State.Ended() {
+				t.note = join(t.note, "the agent goes on cleaning up")
+				e.conclude(t, errCancelled, true)
+				e.dispatch()
+			}
+			e.mu.Unlock()
+			e.persist()
+		})
+	})
 }
 
 var errCancelled = holdfast.Errorf(holdfast.Cancelled, "", "the run was cancelled")
@@ -317,6 +360,9 @@ func (e *Engine) persist() {
 	}
 	for _, v := range over {
 		e.o.Listener.Emit(finished(v))
+		if e.o.Ended != nil {
+			e.o.Ended(v)
+		}
 	}
 }
 
@@ -359,6 +405,7 @@ func (r *run) settle(now time.Time) {
 	}
 	r.over = true
 	r.rec.State, r.rec.Ended = r.outcome(), now
+	r.log(now, "", "the run is over: %s", r.rec.State)
 	for _, t := range r.tasks {
 		if t.rec.Error != nil && r.rec.Error == nil {
 			r.rec.Error = t.rec.Error
@@ -366,9 +413,24 @@ func (r *run) settle(now time.Time) {
 	}
 }
 
+// logStart writes the head of a run's log.
+func (r *run) logStart(now time.Time) {
+	if r.spec.Job != "" {
+		r.log(now, "", "%s %s of job %s, %s", or(r.spec.Type, TypeIncremental), r.rec.Kind, r.spec.Job, r.spec.Cause)
+	} else {
+		r.log(now, "", "%s, by hand", r.rec.Kind)
+	}
+	for _, w := range r.spec.Warnings {
+		r.log(now, "", "%s", w)
+	}
+}
+
 func finished(v View) holdfast.Event {
 	ev := holdfast.Event{Type: holdfast.EventRunFinished, Text: string(v.Kind) + " of "}
-	for i, t := range v.Tasks {
+	if v.Job != "" {
+		ev.Text = "job " + v.Job + ": " + ev.Text
+	}
+	for i, t := range slices.DeleteFunc(slices.Clone(v.Tasks), func(t catalog.Task) bool { return t.Stage != "" }) {
 		if i == 3 {
 			ev.Text += " and others"
 			break
@@ -380,6 +442,9 @@ func finished(v View) holdfast.Event {
 	}
 	ev.Text += ": " + string(v.State)
 	ev.Fields = map[string]string{"run": v.ID.String(), "state": string(v.State), "kind": string(v.Kind)}
+	if v.Job != "" {
+		ev.Fields["job"] = v.Job
+	}
 	switch v.State {
 	case catalog.RunFailed:
 		ev.Severity = holdfast.Alarm
@@ -390,4 +455,47 @@ func finished(v View) holdfast.Event {
 		ev.Text += ": " + v.Error.Message
 	}
 	return ev
+}
+
+// ActiveOf returns the runs of a job that are under way, oldest first.
+func (e *Engine) ActiveOf(job string) []holdfast.RunID {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var out []holdfast.RunID
+	for id, r := range e.runs {
+		if r.rec.Job == job {
+			out = append(out, id)
+		}
+	}
+	slices.SortFunc(out, func(a, b holdfast.RunID) int { return bytes.Compare(a.ID[:], b.ID[:]) })
+	return out
+}
+
+// WaitLog waits until the log of a run has more than n lines or the run is over, but not longer than wait or ctx.
+func (e *Engine) WaitLog(ctx context.Context, id holdfast.RunID, n int, wait time.Duration) {
+	late, stop := e.o.Clock.After(wait)
+	defer stop()
+	for {
+		e.mu.Lock()
+		r := e.runs[id]
+		if r == nil || len(r.rec.Log) > n {
+			e.mu.Unlock()
+			return
+		}
+		if r.lines == nil {
+			r.lines = make(chan struct{})
+		}
+		lines := r.lines
+		e.mu.Unlock()
+		select {
+		case <-lines:
+		case <-r.done:
+		case <-late:
+			return
+		case <-ctx.Done():
+			return
+		case <-e.ctx.Done():
+			return
+		}
+	}
 }

@@ -20,6 +20,7 @@ type host struct {
 	skipped map[holdfast.VMID][]string
 
 	inventories int // counts those that were recorded
+	losses      int // counts the streams that were lost
 }
 
 // stream is one connection of an agent for notices.
@@ -133,20 +134,81 @@ func (e *Engine) fail(h *host, why error) {
 
 // dispatch hands waiting tasks to agents that have room. The caller has e.mu.
 func (e *Engine) dispatch() {
+	for _, r := range e.runs {
+		e.advance(r)
+	}
 	for _, h := range e.hosts {
+		for again := true; again; {
+			again = false
+			for _, t := range h.queue {
+				if !t.rec.State.Ended() && t.pointless() { // what it would clean up after was never begun
+					e.conclude(t, errPointless, true)
+					again = true
+				}
+			}
+		}
 		ended := func(t *task) bool { return t.rec.State.Ended() }
 		h.atWork = slices.DeleteFunc(h.atWork, ended)
 		h.queue = slices.DeleteFunc(h.queue, ended)
-		for h.stream != nil && len(h.queue) > 0 && len(h.atWork) < e.o.VMs {
-			t := h.queue[0]
-			h.queue = h.queue[1:]
-			h.atWork = append(h.atWork, t)
-			t.sent, t.heard = true, true
-			t.rec.State, t.rec.Started = catalog.RunRunning, e.o.Clock.Now().UTC()
-			t.run.dirty = true
-			h.stream.push(wire.Notice{Task: t.wireTask()})
+		for h.stream != nil {
+			t := e.choose(h)
+			if t == nil {
+				break
+			}
+			e.hand(h, t)
 		}
 	}
+}
+
+var errPointless = holdfast.Errorf(holdfast.Cancelled, "", "nothing was begun that it would have to clean up after")
+
+// hand gives a task to its agent. The caller has e.mu.
+func (e *Engine) hand(h *host, t *task) {
+	now := e.o.Clock.Now().UTC()
+	h.queue = slices.DeleteFunc(h.queue, func(x *task) bool { return x == t })
+	h.atWork = append(h.atWork, t)
+	t.sent, t.heard = true, true
+	t.rec.State, t.rec.Started = catalog.RunRunning, now
+	t.run.log(now, t.rec.VMName, "begins on host %s", h.name)
+	h.stream.push(wire.Notice{Task: t.wireTask()})
+}
+
+// choose returns the waiting task whose turn it is, nil if there is none or no room: the run of the highest priority goes first, and among
+// equals the one that has the fewest tasks at work on the host, so that a job with many VMs does not keep a small one waiting. Scripts need
+// no room; VMs that are frozen together go together. The caller has e.mu.
+func (e *Engine) choose(h *host) *task {
+	working, busy, room := map[*run]int{}, 0, e.o.VMs
+	for _, t := range h.atWork {
+		if t.rec.Stage == "" {
+			working[t.run]++
+			busy++
+		}
+		room = max(room, t.run.spec.Options.VMs)
+	}
+	var best *task
+	for _, t := range h.queue {
+		if t.rec.Stage != "" {
+			if t.ready() {
+				return t
+			}
+			continue
+		}
+		o := &t.run.spec.Options
+		full := busy >= max(room, o.VMs) || working[t.run] >= or(o.VMs, e.o.VMs)
+		if full && !(o.Group && working[t.run] > 0) {
+			continue
+		}
+		if best != nil {
+			p := best.run.spec.Options.Priority
+			if o.Priority < p || o.Priority == p && working[t.run] >= working[best.run] {
+				continue
+			}
+		}
+		if t.ready() {
+			best = t
+		}
+	}
+	return best
 }
 
 // Tasks serves a host's task stream until ctx ends or send fails. The host is Online meanwhile. A second stream of a host
@@ -245,17 +307,30 @@ func (e *Engine) lost(id holdfast.HostID, s *stream) {
 	if len(h.atWork)+len(h.queue) == 0 {
 		return
 	}
-	e.wg.Go(func() {
-		e.after(e.o.Reconnect, func() { e.giveUp(h) })
-	})
+	waits := map[time.Duration]bool{}
+	for _, t := range slices.Concat(h.atWork, h.queue) {
+		waits[t.run.spec.Options.reconnect(e.o.Reconnect)] = true
+	}
+	h.losses++
+	no := h.losses
+	for d := range waits {
+		e.wg.Go(func() {
+			e.after(d, func() { e.giveUp(h, no, d) })
+		})
+	}
 }
 
-// giveUp fails the tasks of a host that has not come back.
-func (e *Engine) giveUp(h *host) {
+// giveUp fails the tasks of a host that has not come back since its loss of that number, those that wait no longer than d.
+func (e *Engine) giveUp(h *host, no int, d time.Duration) {
 	e.mu.Lock()
-	if h.stream == nil {
-		e.fail(h, holdfast.Errorf(holdfast.Offline, "", "host %s went offline and did not come back within %v", h.name, e.o.Reconnect).
-			Advise("start holdfast-agent on the host and run the backup again"))
+	if h.stream == nil && h.losses == no {
+		for _, t := range slices.Concat(h.queue, h.atWork) {
+			if t.run.spec.Options.reconnect(e.o.Reconnect) <= d {
+				e.conclude(t, holdfast.Errorf(holdfast.Offline, "", "host %s went offline and did not come back within %v", h.name, d).
+					Advise("start holdfast-agent on the host and run the backup again"), true)
+			}
+		}
+		e.dispatch()
 	}
 	e.mu.Unlock()
 	e.persist()

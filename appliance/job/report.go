@@ -38,6 +38,11 @@ func (e *Engine) Report(id holdfast.HostID, rs []wire.Report) error {
 		}
 		t.heard = true
 		t.phase, t.note = r.Phase, r.Note[:min(len(r.Note), maxNote)]
+		t.spent.agent = r.Waits
+		if t.phase != t.logged && t.phase != "" {
+			t.logged = t.phase
+			t.run.log(e.o.Clock.Now(), t.rec.VMName, "%s", t.phase)
+		}
 		if !t.committed() { // then the manifest says it better
 			t.rec.Disks = make([]catalog.DiskProgress, 0, len(r.Disks))
 			for _, d := range r.Disks {
@@ -49,6 +54,9 @@ func (e *Engine) Report(id holdfast.HostID, rs []wire.Report) error {
 			var err error
 			if r.Error != nil {
 				err = r.Error.AsError()
+			}
+			if t.rec.Stage != "" {
+				err = t.scriptEnded(r.Script, err)
 			}
 			if x := t.restore(); x != nil && x.Make.Reference && err == nil && r.VM != nil {
 				kept[x] = r
@@ -144,11 +152,26 @@ func (e *Engine) finish(t *task, err error) {
 	switch {
 	case t.committed() && err != nil:
 		t.note, err = join(t.note, "after the set was committed: "+err.Error()), nil
-	case err == nil && t.run.rec.Kind == catalog.RunBackup && !t.committed():
+	case err == nil && t.run.rec.Kind == catalog.RunBackup && t.rec.Stage == "" && !t.committed():
 		err = holdfast.Errorf(holdfast.Internal, "", "the agent reports the end of the backup, but no set was committed")
 	}
 	t.session = nil
-	t.end(e.o.Clock.Now().UTC(), err)
+	now := e.o.Clock.Now().UTC()
+	t.rec.Note = t.note
+	if t.rec.Stage == "" && t.committed() {
+		t.spent.all = now.Sub(t.rec.Started)
+		t.rec.Bottleneck = t.spent.bottleneck()
+	}
+	t.end(now, err)
+}
+
+// Spent notes how long a task's data session waited for the agent, and for the pool.
+func (e *Engine) Spent(taskID holdfast.TaskID, agent, pool time.Duration) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if t := e.tasks[taskID]; t != nil {
+		t.spent.idle, t.spent.pool = agent, pool
+	}
 }
 
 // Session notes that a data session was opened for a task of the host; end ends it. It returns what the task is about and the session's
@@ -157,7 +180,7 @@ func (e *Engine) Session(id holdfast.HostID, taskID holdfast.TaskID, end func(er
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	t := e.tasks[taskID]
-	if t == nil || t.rec.Host != id || t.rec.State.Ended() || t.concluded || !t.sent {
+	if t == nil || t.rec.Host != id || t.rec.State.Ended() || t.concluded || !t.sent || t.rec.Stage != "" {
 		return Assignment{}, 0, holdfast.Errorf(holdfast.Permission, "open task", "host %s has no task %s under way", id, taskID).
 			Advise("the run was cancelled or the appliance restarted; start it again")
 	}

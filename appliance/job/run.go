@@ -22,6 +22,18 @@ type Spec struct {
 	Restores map[holdfast.VMID]*Restore `json:"restores,omitempty"`
 	DryRun   bool                       `json:"dry_run,omitempty"`
 	Result   json.RawMessage            `json:"result,omitempty"` // of a Work that is over: what it found
+
+	// Of a job's run.
+	Job      string              `json:"job,omitempty"`
+	Type     string              `json:"type,omitempty"`  // TypeFull, TypeIncremental, TypeDifferential; "": incremental
+	Cause    string              `json:"cause,omitempty"` // the schedule, "by hand", or "retry"
+	Options  Tuning              `json:"options,omitzero"`
+	Zone     string              `json:"zone,omitempty"`
+	Skip     map[string][]string `json:"skip,omitempty"` // disks that are left out, by the VM's id
+	RetryOf  holdfast.RunID      `json:"retry_of,omitzero"`
+	Attempt  int                 `json:"attempt,omitempty"`
+	Warnings []string            `json:"warnings,omitempty"` // what was remarkable about the choice of VMs
+	Gone     []VMRef             `json:"gone,omitempty"`     // VMs that the job names and no host has
 }
 
 // A View is a run as it stands, with what only memory knows of it.
@@ -57,7 +69,10 @@ type run struct {
 	cancelled bool
 	done      chan struct{} // closed when it is over and recorded
 	over      bool
-	dirty     bool // the record has changes that are not in the catalog yet
+	dirty     bool          // the record has changes that are not in the catalog yet
+	aborted   bool          // a precondition was not met
+	dropped   int           // lines that the log had no room for
+	lines     chan struct{} // closed at the next line, if somebody waits for it
 }
 
 // task is one VM's part of a run (Engine.mu).
@@ -78,6 +93,8 @@ type task struct {
 
 	tries   int             // of a restore: how often it was begun anew
 	earlier holdfast.TaskID // the id of the try before
+	spent   spent
+	logged  string // the phase that the log has last
 
 	work *Work                   // of a run that the appliance works on itself; then there is no host
 	stop context.CancelCauseFunc // ends the work
@@ -85,7 +102,7 @@ type task struct {
 
 func (r *run) view() View {
 	v := View{Run: r.rec, Spec: r.spec, Live: make(map[holdfast.TaskID]Live, len(r.tasks))}
-	v.Tasks = slices.Clone(r.rec.Tasks)
+	v.Tasks, v.Log = slices.Clone(r.rec.Tasks), slices.Clone(r.rec.Log)
 	for i := range v.Tasks {
 		v.Tasks[i].Disks = slices.Clone(v.Tasks[i].Disks)
 	}
@@ -125,12 +142,15 @@ func (t *task) end(now time.Time, err error) bool {
 			t.rec.State = catalog.RunRunning
 		}
 		t.rec.State = catalog.RunDone
+	case t.run.aborted && t.rec.Stage != StagePrecondition:
+		t.rec.State, t.rec.Error = catalog.RunAborted, catalog.NewTaskError(err)
 	case holdfast.KindOf(err) == holdfast.Cancelled || t.run.cancelled:
 		t.rec.State, t.rec.Error = catalog.RunCancelled, catalog.NewTaskError(err)
 	default:
 		t.rec.State, t.rec.Error = catalog.RunFailed, catalog.NewTaskError(err)
 	}
 	t.run.dirty = true
+	t.logEnd(now)
 	return true
 }
 
@@ -141,21 +161,54 @@ func (r *run) outcome() catalog.RunState {
 		count[t.rec.State]++
 	}
 	switch n := len(r.tasks); {
+	case r.aborted && !r.cancelled:
+		return catalog.RunAborted
+	case count[catalog.RunDone] == n && len(r.spec.Gone) > 0:
+		return catalog.RunPartial
 	case count[catalog.RunDone] == n:
 		return catalog.RunDone
-	case r.cancelled || count[catalog.RunCancelled] == n:
+	case r.cancelled || count[catalog.RunCancelled] == n && n > 0:
 		return catalog.RunCancelled
-	case count[catalog.RunDone] > 0:
+	case r.someVMDone():
 		return catalog.RunPartial
 	}
 	return catalog.RunFailed
 }
 
+func (r *run) someVMDone() bool {
+	return slices.ContainsFunc(r.tasks, func(t *task) bool { return t.rec.Stage == "" && t.rec.State == catalog.RunDone })
+}
+
 // wireTask is the task as its agent gets it.
 func (t *task) wireTask() *wire.Task {
+	spec := &t.run.spec
 	w := &wire.Task{ID: t.rec.ID, Run: t.run.rec.ID, Kind: wire.TaskBackup, VM: t.rec.VM}
-	if t.run.rec.Kind == catalog.RunRestore {
+	switch {
+	case t.rec.Stage != "":
+		t.scriptTask(w)
+		return w
+	case t.run.rec.Kind == catalog.RunRestore:
 		t.restoreTask(w)
+	}
+	if spec.Job == "" {
+		return w
+	}
+	o := &spec.Options
+	w.Level, w.Disks, w.Channels = o.Consistency, o.Disks, o.Channels
+	if w.Level == "application" { // as the seed has it: application, with what that falls back to
+		w.Level = "automatic"
+	}
+	w.Reconnect, w.Buffer = o.reconnect(0), int(or(o.Buffer, defaultBuffer))
+	w.Limits, w.Zone, w.Skip = o.Limits, spec.Zone, spec.Skip[t.rec.VM.String()]
+	if o.Group {
+		for _, x := range t.run.tasks {
+			if x.rec.Stage == "" && x.host == t.host {
+				w.Group++
+			}
+		}
 	}
 	return w
 }
+
+// reconnect is how long a task waits for its agent, where nothing else is said usual.
+func (o *Tuning) reconnect(usual time.Duration) time.Duration { return or(o.Reconnect, usual) }

@@ -70,6 +70,8 @@ func runError(r api.Run) error {
 		return nil
 	case api.StatePartial:
 		return &cli.ExitError{Code: cli.Partial, Err: &holdfast.Error{Kind: holdfast.KindOfCode(first.Code), Hint: first.Hint, Err: fmt.Errorf("some virtual machines failed: %s", first.Message)}}
+	case api.StateAborted:
+		return &cli.ExitError{Code: cli.Partial, Err: holdfast.Errorf(holdfast.Cancelled, "", "nothing was backed up: %s", first.Message)}
 	case api.StateCancelled:
 		return &cli.ExitError{Code: cli.Failed, Err: holdfast.Errorf(holdfast.Cancelled, "", "run %s was cancelled", r.ID)}
 	}

@@ -11,7 +11,7 @@ import (
 )
 
 func (a *app) runCmd() *cobra.Command {
-	return cli.Group("run", "Runs: executions of backups and restores", a.runList(), a.runShow(), a.runCancel())
+	return cli.Group("run", "Runs: executions of backups and restores", a.runList(), a.runShow(), a.runLog(), a.runFollow(), a.runReport(), a.runCancel())
 }
 
 func (a *app) runList() *cobra.Command {
@@ -26,9 +26,9 @@ func (a *app) runList() *cobra.Command {
 				p.line("Nothing has run yet; next: holdfast backup VM --pool NAME")
 				return
 			}
-			p.row("RUN", "KIND", "STATE", "STARTED", "VMS", "POOL")
+			p.row("RUN", "JOB", "KIND", "STATE", "STARTED", "VMS", "POOL")
 			for _, r := range rs {
-				p.row(r.ID, r.Kind, r.State, when(r.Created), len(r.Tasks), r.Pool)
+				p.row(r.ID, orDash(r.Job), r.Kind, r.State, when(r.Created), len(r.Tasks), r.Pool)
 			}
 		})
 	}}

@@ -69,11 +69,11 @@ type (
 		Inventory bool            `json:"inventory,omitempty"` // send one
 		Survey    *SurveyRequest  `json:"survey,omitempty"`    // send one with a Survey
 	}
-	// A Task is one VM's part of a run, for this agent.
+	// A Task is one VM's part of a run, or one of a run's scripts, for this agent.
 	Task struct {
 		ID        holdfast.TaskID `json:"id"`
 		Run       holdfast.RunID  `json:"run"`
-		Kind      string          `json:"kind"` // TaskBackup, TaskRestore
+		Kind      string          `json:"kind"` // TaskBackup, TaskRestore, TaskScript
 		VM        holdfast.VMID   `json:"vm"`
 		Level     string          `json:"level,omitempty"`      // consistency asked for (agent/hv.Level)
 		Disks     int             `json:"disks,omitempty"`      // at once; 0: 2
@@ -82,6 +82,16 @@ type (
 		SendLimit int64           `json:"send_limit,omitempty"` // bytes per second; 0: none
 		ReadLimit int64           `json:"read_limit,omitempty"`
 		Restore   *Restore        `json:"restore,omitempty"` // of a restore: what to make
+
+		Channels int      `json:"channels,omitempty"` // disks of the run read at once on this host; 0: no bound of its own
+		Limits   []Limit  `json:"limits,omitempty"`   // of the run on this host, by time of the week
+		Zone     string   `json:"zone,omitempty"`     // whose clocks the limits mean; "": UTC
+		Skip     []string `json:"skip,omitempty"`     // backup: disks that are left out, by id or by pattern of the file name
+		Group    int      `json:"group,omitempty"`    // backup: how many tasks of the run freeze their VMs before any reads; 0: it goes alone
+
+		Script  string            `json:"script,omitempty"` // script: the name of a file in the agent's scripts folder
+		Timeout time.Duration     `json:"timeout,omitempty"`
+		Env     map[string]string `json:"env,omitempty"` // facts of the run, for the script
 	}
 	// A Report says how a task goes. Progress is sent about once a second; the last one has Ended set.
 	Report struct {
@@ -94,6 +104,21 @@ type (
 		VM    *VM             `json:"vm,omitempty"` // restore: what was made
 		// Tokens name the restored moment as the host's reference point, if the task asked for one and the host could.
 		Tokens map[holdfast.DiskID]string `json:"tokens,omitempty"`
+
+		Script *ScriptResult `json:"script,omitempty"`
+		Waits  Waits         `json:"waits,omitzero"`
+	}
+	// A ScriptResult is how a script ended. It is there only if the script ran.
+	ScriptResult struct {
+		Exit   int    `json:"exit"` // -1: it was ended, for its time was over or the task was cancelled
+		Output string `json:"output,omitempty"`
+	}
+	// Waits is the time that a backup has spent waiting: for the source's disks, for messages to be taken, and for answers. Disks wait
+	// at the same time, so it may be more than the time that has passed.
+	Waits struct {
+		Source time.Duration `json:"source,omitempty"`
+		Send   time.Duration `json:"send,omitempty"`
+		Answer time.Duration `json:"answer,omitempty"`
 	}
 	// DiskProgress is one disk's meter.
 	DiskProgress struct {
@@ -108,4 +133,5 @@ type (
 const (
 	TaskBackup  = "backup"
 	TaskRestore = "restore"
+	TaskScript  = "script"
 )
