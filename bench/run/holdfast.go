@@ -19,8 +19,10 @@ import (
 // holdfast runs the whole product: daemon, agent, lab host and CLI, each a process of its own, over TLS on loopback.
 type holdfast struct {
 	bin, dir      string
-	chunking      string // of the pool; "" for the default
-	compression   string // of backups; "" for the default
+	kind          string   // of the pool, one of poolKinds; "" for an encrypted dedup pool on a folder
+	s3            *gateway // of a pool in buckets
+	chunking      string   // of the pool; "" for the default
+	compression   string   // of backups; "" for the default
 	daemon, agent *exec.Cmd
 	clients       cost              // CPU and peak memory of the CLI runs of one step
 	ids           map[string]string // step → set id
@@ -41,7 +43,11 @@ func (h *holdfast) start(dir string) error {
 	}
 	_, addr, _ = strings.Cut(addr, "https://")
 	addr = strings.Trim(strings.Fields(addr)[0], "/")
-	create := []string{"pool", "create", "main", "--kind", "dedup", "--path", filepath.Join(dir, "pool"), "--encrypt"}
+	place, err := h.place(dir)
+	if err != nil {
+		return err
+	}
+	create := append([]string{"pool", "create", "main"}, place...)
 	if h.chunking != "" {
 		create = append(create, "--chunking", h.chunking)
 	}
@@ -93,7 +99,14 @@ func (h *holdfast) stop() {
 		}
 	}
 	_ = os.RemoveAll(h.dir)
+	if h.s3 != nil {
+		h.s3.stop()
+		h.s3 = nil
+	}
 }
+
+// gateway is the server that the tool uses, nil if none.
+func (h *holdfast) gateway() *gateway { return h.s3 }
 
 func (h *holdfast) cli(args ...string) ([]byte, error) {
 	cmd := exec.Command(filepath.Join(h.bin, "holdfast"), append([]string{"--data", h.path("data")}, args...)...)
@@ -198,7 +211,7 @@ func (h *holdfast) own(repo string, r map[string]cost) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", s.step, err)
 		}
-		c.Grown, c.OK = folderBytes(repo)-before, true
+		c.Grown, c.Requests, c.OK = folderBytes(repo)-before, requests(h), true
 		r[s.step] = c
 	}
 	return nil

@@ -5,6 +5,8 @@
 //	go run ./bench/run [-n RUNS] [-dir DIR] [-images DIR] [-tools holdfast,restic,borg,zstd,cp] [-profile DIR] [-warm]
 //	go run ./bench/run -tools holdfast,holdfast:variable,holdfast:fixed-64K,holdfast:fixed-512K    the chunkings against each other
 //	go run ./bench/run -tools holdfast,holdfast+fast,kopia,restic-new                              a mode of compression; newer peers
+//	go run ./bench/run -brief -tools restic-s3,holdfast-s3,holdfast-s3-2+1                         buckets on one S3 server, requests counted by it
+//	go run ./bench/run -brief -tools cp,holdfast-standard,holdfast-plain,holdfast-4+2              kinds of pools on folders, not encrypted
 //
 // Every tool backs up disk A, A again (every byte read again), A a day later, and a sibling B, then restores A of the second day,
 // whose SHA-256 must be the source's. Holdfast runs whole and encrypts: daemon, agent and CLI as separate programs over TLS. Some steps are
@@ -14,6 +16,7 @@
 package main
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"flag"
@@ -34,6 +37,7 @@ type cost struct {
 	Wall, CPU float64 // seconds; CPU of every process of the tool
 	RSS       int64   // bytes: largest sum of the tool's processes' peaks
 	Grown     int64   // bytes: growth of the repository
+	Requests  int64   // to the S3 server, by its log; 0 without one
 	OK        bool
 }
 
@@ -45,6 +49,8 @@ type tool interface {
 	backup(step, image string) (cost, error)
 	restore(image, out string) (cost, error)
 	stop()
+	// gateway is the S3 server that the tool uses, nil if none.
+	gateway() *gateway
 }
 
 func main() {
@@ -64,6 +70,8 @@ func main() {
 		os.Exit(1)
 	}
 }
+
+var background = context.Background()
 
 // warm says that page caches stay as they are; brief, that recompression and scrub are left out.
 var warm, brief bool
@@ -149,7 +157,7 @@ func series(t tool, repo, images, want string) (map[string]cost, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", s.step, err)
 		}
-		c.Grown, c.OK = folderBytes(repo)-before, true
+		c.Grown, c.Requests, c.OK = folderBytes(repo)-before, requests(t), true
 		r[s.step] = c
 	}
 	out := repo + ".out"
@@ -166,6 +174,7 @@ func series(t tool, repo, images, want string) (map[string]cost, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.Requests = requests(t)
 	if c.OK = got == want; !c.OK {
 		return nil, fmt.Errorf("the restored disk differs from the source")
 	}
@@ -176,13 +185,20 @@ func series(t tool, repo, images, want string) (map[string]cost, error) {
 		if c, err = h.tracked(images); err != nil {
 			return nil, fmt.Errorf("tracked: %w", err)
 		}
-		c.Grown, c.OK = folderBytes(repo)-before, true
+		c.Grown, c.Requests, c.OK = folderBytes(repo)-before, requests(t), true
 		r["tracked"] = c
 		if err := h.own(repo, r); err != nil {
 			return nil, err
 		}
 	}
 	return r, nil
+}
+
+func requests(t tool) int64 {
+	if g := t.gateway(); g != nil {
+		return g.requests()
+	}
+	return 0
 }
 
 func hashFile(name string) (string, error) {

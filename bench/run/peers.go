@@ -16,17 +16,42 @@ import (
 func newTool(name, dir string) (tool, error) {
 	product, chunking, _ := strings.Cut(name, ":")
 	product, compression, _ := strings.Cut(product, "+")
+	if kind, ok := strings.CutPrefix(product+"+"+compression, "holdfast-"); ok { // 4+2 is no mode of compression
+		if kind = strings.TrimSuffix(kind, "+"); !poolKinds[kind] {
+			return nil, fmt.Errorf("no kind of pool %q", kind)
+		}
+		return &holdfast{bin: filepath.Join(dir, "bin"), kind: kind, chunking: chunking}, nil
+	}
 	if product == "holdfast" {
 		return &holdfast{bin: filepath.Join(dir, "bin"), chunking: chunking, compression: compression}, nil
 	}
-	if _, err := exec.LookPath(name); err != nil {
+	program, bucket := strings.CutSuffix(name, "-s3")
+	if bucket && program != "restic" && program != "restic-new" {
+		return nil, fmt.Errorf("%s in a bucket is not known here", program)
+	}
+	if _, err := exec.LookPath(program); err != nil {
 		return nil, err
 	}
-	return &peer{name: name}, nil
+	return &peer{name: program, bucket: bucket}, nil
 }
 
 // A peer is a program that runs once for each step.
-type peer struct{ name, repo string }
+type peer struct {
+	name, repo string
+	bucket     bool // restic's repository is in one
+	s3         *gateway
+}
+
+// gateway is the server that the tool uses, nil if none.
+func (p *peer) gateway() *gateway { return p.s3 }
+
+// restic returns a command line of restic's that reaches the repository.
+func (p *peer) restic(args ...string) []string {
+	if p.s3 != nil {
+		return append([]string{"-q", "-r", "s3:" + p.s3.URL + "/" + p.s3.a[0], "--cacert", p.s3.ca}, args...)
+	}
+	return append([]string{"-q", "-r", p.repo}, args...)
+}
 
 // measure runs a command to its end and takes the system's own account of it and its children.
 func measure(env []string, dir, name string, args ...string) (cost, error) {
@@ -62,17 +87,26 @@ func blocks(info os.FileInfo) int64 {
 }
 
 func (p *peer) env() []string {
-	return []string{"RESTIC_PASSWORD=x", "KOPIA_PASSWORD=xxxxxxxx", "KOPIA_CHECK_FOR_UPDATES=false", "BORG_PASSPHRASE=x", "BORG_RELOCATED_REPO_ACCESS_IS_OK=yes",
-		"BORG_BASE_DIR=" + p.repo + ".cache", "RESTIC_CACHE_DIR=" + p.repo + ".cache"}
+	keys := []string{}
+	if p.s3 != nil {
+		keys = []string{"AWS_ACCESS_KEY_ID=" + p.s3.AccessKey, "AWS_SECRET_ACCESS_KEY=" + p.s3.SecretKey}
+	}
+	return append(keys, "RESTIC_PASSWORD=x", "KOPIA_PASSWORD=xxxxxxxx", "KOPIA_CHECK_FOR_UPDATES=false", "BORG_PASSPHRASE=x", "BORG_RELOCATED_REPO_ACCESS_IS_OK=yes",
+		"BORG_BASE_DIR="+p.repo+".cache", "RESTIC_CACHE_DIR="+p.repo+".cache")
 }
 
 func (p *peer) start(dir string) error {
 	p.repo = dir
 	_ = os.RemoveAll(dir + ".cache")
 	var err error
+	if p.bucket {
+		if p.s3, err = startGateway(dir, "bench"); err != nil {
+			return err
+		}
+	}
 	switch p.name {
 	case "restic", "restic-new":
-		_, err = measure(p.env(), "", p.name, "-q", "-r", dir, "init", "--repository-version", "2")
+		_, err = measure(p.env(), "", p.name, p.restic("init", "--repository-version", "2")...)
 	case "kopia":
 		if err = os.MkdirAll(dir+".cache", 0o755); err == nil {
 			_, err = p.kopia("repository", "create", "filesystem", "--path", dir, "--cache-directory", dir+".cache/c")
@@ -109,7 +143,13 @@ func (p *peer) kopiaObject(tag string) (string, error) {
 	return list[len(list)-1].RootEntry.Obj, nil
 }
 
-func (p *peer) stop() { _ = os.RemoveAll(p.repo + ".cache") }
+func (p *peer) stop() {
+	_ = os.RemoveAll(p.repo + ".cache")
+	if p.s3 != nil {
+		p.s3.stop()
+		p.s3 = nil
+	}
+}
 
 // source gives every image the same path, as one disk of one machine has.
 func (p *peer) source(image string) string {
@@ -129,7 +169,7 @@ func (p *peer) backup(step, image string) (cost, error) {
 	case "borg":
 		return measure(p.env(), "", "borg", "create", "--files-cache", "disabled", p.repo+"/r::"+step, src)
 	case "restic", "restic-new":
-		return measure(p.env(), "", p.name, "-q", "-r", p.repo, "backup", "--force", "--tag", step, src)
+		return measure(p.env(), "", p.name, p.restic("backup", "--force", "--tag", step, src)...)
 	case "kopia":
 		return p.kopia("snapshot", "create", "--force-hash", "100", "--no-progress", "--tags", "t:"+step, src)
 	}
@@ -145,9 +185,9 @@ func (p *peer) restore(_, out string) (cost, error) {
 	case "borg":
 		return measure(p.env(), out, "borg", "extract", "--sparse", p.repo+"/r::day2")
 	case "restic":
-		return measure(p.env(), "", "restic", "-q", "-r", p.repo, "restore", "--tag", "day2", "latest", "--target", out)
+		return measure(p.env(), "", p.name, p.restic("restore", "--tag", "day2", "latest", "--target", out)...)
 	case "restic-new":
-		return measure(p.env(), "", p.name, "-q", "-r", p.repo, "restore", "--sparse", "--tag", "day2", "latest", "--target", out)
+		return measure(p.env(), "", p.name, p.restic("restore", "--sparse", "--tag", "day2", "latest", "--target", out)...)
 	case "kopia":
 		obj, err := p.kopiaObject("day2")
 		if err != nil {

@@ -41,6 +41,7 @@ func report(w io.Writer, names []string, results map[string]map[string][]cost, i
 		fmt.Fprintln(tw)
 	}
 	tw.Flush()
+	reportRequests(w, names, results)
 	hf := results["holdfast"]
 	if hf == nil {
 		return
@@ -69,6 +70,52 @@ func report(w io.Writer, names []string, results map[string]map[string][]cost, i
 			ratio := func(f func(cost) float64) float64 { return median(hf[s], f) / max(median(peer, f), 0.001) }
 			fmt.Fprintf(tw, "\t%.2f / %.2f / %.2f", ratio(func(c cost) float64 { return c.Wall }), ratio(func(c cost) float64 { return c.CPU }),
 				ratio(func(c cost) float64 { return float64(c.Grown) }))
+		}
+		fmt.Fprintln(tw)
+	}
+	tw.Flush()
+}
+
+// reportRequests prints what the S3 server counted, and what that is a GiB of growth; for restores a GiB of everything stored until then.
+func reportRequests(w io.Writer, names []string, results map[string]map[string][]cost) {
+	tw := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
+	head := false
+	for _, n := range names {
+		total := int64(0)
+		for _, cs := range results[n] {
+			for _, c := range cs {
+				total += c.Requests
+			}
+		}
+		if total == 0 {
+			continue
+		}
+		if !head {
+			fmt.Fprintln(w, "\nrequests to the S3 server / a GiB that grew; restore: a GiB stored by then")
+			fmt.Fprint(tw, "tool")
+			for _, s := range steps {
+				fmt.Fprintf(tw, "\t%s", s)
+			}
+			fmt.Fprintln(tw)
+			head = true
+		}
+		fmt.Fprint(tw, n)
+		stored := int64(0)
+		for _, s := range steps {
+			cs := results[n][s]
+			if len(cs) == 0 {
+				fmt.Fprint(tw, "\t-")
+				continue
+			}
+			grown, sent := median(cs, func(c cost) int64 { return c.Grown }), median(cs, func(c cost) int64 { return c.Requests })
+			if stored += grown; s == "restore" {
+				grown = stored
+			}
+			if grown < 1<<20 {
+				fmt.Fprintf(tw, "\t%d / -", sent)
+				continue
+			}
+			fmt.Fprintf(tw, "\t%d / %.0f", sent, float64(sent)/float64(grown)*(1<<30))
 		}
 		fmt.Fprintln(tw)
 	}

@@ -8,7 +8,6 @@ import (
 
 	"github.com/holdfast-backup/holdfast/appliance/api"
 	"github.com/holdfast-backup/holdfast/internal/cli"
-	"github.com/holdfast-backup/holdfast/pools"
 )
 
 func (a *app) poolSpace() *cobra.Command {
@@ -58,14 +57,14 @@ func printWaits(p *printer, s api.PoolSpace) {
 		p.line("")
 		p.row("PINNED BY", "SET", "VM")
 		for _, pin := range s.PinnedBy {
-			p.row(pinUses[pin.Use], pin.Set, pin.VM)
+			p.row(pinUses[string(pin.Use)], pin.Set, pin.VM)
 		}
 	}
 	if len(s.Waits) > 0 {
 		p.line("")
 		p.row("RECLAIMABLE", "WHEN")
 		for _, w := range s.Waits {
-			when := waits[w.When]
+			when := waits[string(w.When)]
 			if !w.Until.IsZero() {
 				when += ", the last on " + w.Until.UTC().Format("2006-01-02 15:04 MST")
 			}
@@ -74,17 +73,17 @@ func printWaits(p *printer, s api.PoolSpace) {
 	}
 }
 
-var pinUses = map[pools.PinUse]string{
-	pools.PinReading: "a deleted point in time that is being read or built upon",
-	pools.PinWriting: "a backup under way",
+var pinUses = map[string]string{
+	"reading": "a deleted point in time that is being read or built upon",
+	"writing": "a backup under way",
 }
 
-var waits = map[pools.WaitWhen]string{
-	pools.WaitCollect: "with the next 'holdfast pool gc'",
-	pools.WaitTwice:   "with the second 'holdfast pool gc' from now, which must find it needless again",
-	pools.WaitSparse:  "with a 'holdfast pool gc' once less is needed of the containers it lies in",
-	pools.WaitPin:     "with a 'holdfast pool gc' once its container is not pinned any more",
-	pools.WaitLock:    "with a 'holdfast pool gc' once Object Lock lets its containers go",
+var waits = map[string]string{
+	"next-collect":      "with the next 'holdfast pool gc'",
+	"collect-after":     "with the second 'holdfast pool gc' from now, which must find it needless again",
+	"container-sparser": "with a 'holdfast pool gc' once less is needed of the containers it lies in",
+	"pin-ends":          "with a 'holdfast pool gc' once its container is not pinned any more",
+	"lock-ends":         "with a 'holdfast pool gc' once Object Lock lets its containers go",
 }
 
 func percent(n, of int64) float64 {

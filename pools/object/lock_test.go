@@ -142,7 +142,7 @@ func TestObjectLockNeedsABucketThatLocks(t *testing.T) {
 	l.close()
 }
 
-// Goal: requests are counted and few. Method: 96 MiB in and out, counted at the transport.
+// Goal: requests are counted and few. Method: 48 MiB in and out, counted at the transport.
 func TestRequestsPerGiB(t *testing.T) {
 	t.Parallel()
 	y := newYard(t, "requests", false)
@@ -150,7 +150,7 @@ func TestRequestsPerGiB(t *testing.T) {
 	s.create(t)
 	l := newLab(t, s.open(t))
 	p := l.p.(*Pool)
-	const size = 96 << 20
+	const size = 48 << 20
 	img := noise(1, size)
 	count := func(what string, bound int64, f func()) {
 		before := p.pl.count.All()
@@ -169,15 +169,15 @@ func TestRequestsPerGiB(t *testing.T) {
 		}
 	}
 	var id holdfast.SetID
-	count("backup", 20, func() { id = l.must(l.backup(size, holdfast.SetID{}, 0, img)) })
-	count("restore", 60, func() { l.same(id, img) })
+	count("backup", 15, func() { id = l.must(l.backup(size, holdfast.SetID{}, 0, img)) })
+	count("restore", 40, func() { l.same(id, img) })
 	count("collect", 20, func() { l.collect() })
 	l.close()
 	s.env.StateDir = t.TempDir()
 	l.p = s.open(t)
 	p = l.p.(*Pool)
 	opened := p.pl.count.Total().Requests
-	t.Logf("open without an index: %d requests for 3 containers", opened)
+	t.Logf("open without an index: %d requests for 2 containers", opened)
 	if opened > 40 {
 		t.Errorf("opening took %d requests", opened)
 	}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -133,13 +134,25 @@ func kill(p *Pool) {
 	p.Abandon() // closes the place; the leases are as good as lost
 }
 
+// spots says where open pools lie; several checks may use it at a time.
+type spots struct{ m sync.Map }
+
+func newSpots() *spots { return &spots{} }
+
+func (x *spots) open(t pooltest.T, s spot) pools.Pool {
+	p := s.open(t)
+	x.m.Store(p, s)
+	return p
+}
+
+func (x *spots) of(p pools.Pool) spot {
+	s, _ := x.m.Load(p)
+	return s.(spot)
+}
+
 func (y *yard) harness() pooltest.Harness {
-	spots := map[pools.Pool]spot{}
-	reopen := func(t pooltest.T, s spot) pools.Pool {
-		p := s.open(t)
-		spots[p] = s
-		return p
-	}
+	spots := newSpots()
+	reopen := spots.open
 	return pooltest.Harness{
 		New: func(t pooltest.T) pools.Pool {
 			s := y.spot(y.server.URL)
@@ -150,18 +163,18 @@ func (y *yard) harness() pooltest.Harness {
 			if err := p.Close(); err != nil {
 				t.Fatalf("close: %v", err)
 			}
-			return reopen(t, spots[p])
+			return reopen(t, spots.of(p))
 		},
 		Crash: func(t pooltest.T, p pools.Pool) pools.Pool {
 			kill(p.(*Pool))
-			return reopen(t, spots[p])
+			return reopen(t, spots.of(p))
 		},
 		Corrupt: func(t pooltest.T, p pools.Pool) pools.Pool {
 			if err := p.Close(); err != nil {
 				t.Fatalf("close: %v", err)
 			}
-			y.corrupt(t, spots[p])
-			return reopen(t, spots[p])
+			y.corrupt(t, spots.of(p))
+			return reopen(t, spots.of(p))
 		},
 	}
 }
@@ -200,6 +213,7 @@ func TestConformance(t *testing.T) {
 	h := newYard(t, "conformance", false).harness()
 	for _, c := range pooltest.Checks() {
 		t.Run(strings.ReplaceAll(c.Name, "/", "-"), func(t *testing.T) {
+			t.Parallel() // most of the time is the server's
 			began := time.Now()
 			c.Run(t, h)
 			t.Logf("%v", time.Since(began))

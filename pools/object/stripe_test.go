@@ -33,12 +33,8 @@ func newStripeYard(t *testing.T, bucket string, lock bool) *yard {
 func TestStripedConformance(t *testing.T) {
 	t.Parallel()
 	y := newStripeYard(t, "striped", false)
-	spots := map[pools.Pool]spot{}
-	open := func(t pooltest.T, s spot) pools.Pool {
-		p := s.open(t)
-		spots[p] = s
-		return p
-	}
+	spots := newSpots()
+	open := spots.open
 	h := pooltest.Harness{
 		New: func(t pooltest.T) pools.Pool {
 			s := y.stripe(y.server.URL)
@@ -49,18 +45,21 @@ func TestStripedConformance(t *testing.T) {
 			if err := p.Close(); err != nil {
 				t.Fatalf("close: %v", err)
 			}
-			return open(t, spots[p])
+			return open(t, spots.of(p))
 		},
 		Crash: func(t pooltest.T, p pools.Pool) pools.Pool {
 			kill(p.(*Pool))
-			return open(t, spots[p])
+			return open(t, spots.of(p))
 		},
 	}
 	for i, c := range pooltest.Checks() {
-		if i%4 != 0 && soak() == 1 { // the whole table is run over stripes of folders, and here on demand
+		if i%6 != 0 && soak() == 1 { // the whole table is run over stripes of folders, and here on demand
 			continue
 		}
-		t.Run(strings.ReplaceAll(c.Name, "/", "-"), func(t *testing.T) { c.Run(t, h) })
+		t.Run(strings.ReplaceAll(c.Name, "/", "-"), func(t *testing.T) {
+			t.Parallel()
+			c.Run(t, h)
+		})
 	}
 	pooltest.RunHistory(t, pooltest.History{Seed: 5, Steps: 20 * soak(), Pools: map[string]pooltest.Harness{"striped": h, "memory": memoryHarness()}})
 }

@@ -98,8 +98,8 @@ type Server struct {
 const startTries = 5
 
 // Start builds versitygw if need be, starts it with versions and Object Lock available, waits until it answers, and ends it with
-// the test.
-func Start(t T) *Server {
+// the test. more are flags of versitygw's own.
+func Start(t T, more ...string) *Server {
 	t.Helper()
 	binary := tool(t, "versitygw")
 	s := &Server{CA: NewCA(t), AccessKey: "holdfast-test", SecretKey: "holdfast-test-secret-key"}
@@ -119,8 +119,9 @@ func Start(t T) *Server {
 	var last string
 	for range startTries {
 		addr := freePort(t)
-		cmd := exec.Command(binary, "--port", addr, "--cert", filepath.Join(dir, "cert.pem"), "--key", filepath.Join(dir, "key.pem"), "--quiet", "--keep-alive",
-			"--iam-dir", filepath.Join(dir, "iam"), "posix", "--versioning-dir", filepath.Join(dir, "versions"), s.Root)
+		args := append([]string{"--port", addr, "--cert", filepath.Join(dir, "cert.pem"), "--key", filepath.Join(dir, "key.pem"), "--quiet", "--keep-alive",
+			"--iam-dir", filepath.Join(dir, "iam")}, more...)
+		cmd := exec.Command(binary, append(args, "posix", "--versioning-dir", filepath.Join(dir, "versions"), s.Root)...)
 		cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+s.AccessKey, "ROOT_SECRET_KEY="+s.SecretKey) // not where other users see it
 		if last = run(t, cmd, addr, s.CA); last == "" {
 			s.URL = "https://" + addr
