@@ -25,7 +25,7 @@ var floors = [][]string{
 	{"fsys", "nbd", "internal/cli", "internal/process", "ingest/wire", "ingest/chunk", "agent/hv", "agent/vhdx", "pools/seal", "tape/scsi"},
 	{"kv", "ingest/wire/netem", "pools/blob", "pools/container", "agent/restore", "agent/transport", "tape/emu", "tape/conform", "tape/iscsi", "tape/drive", "tape/changer"},
 	{"pools", "pools/blob/dirstore", "pools/blob/s3store", "pools/blob/s3store/s3test", "pools/blob/blobtest", "pools/parity", "pools/sidecar", "catalog", "agent/lab", "tape/hft", "tape/iscsi/tgttest"},
-	{"pools/memory", "pools/dedup", "pools/standard", "pools/pooltest", "agent", "appliance/schedule", "appliance/retain", "appliance/notify", "rescue"},
+	{"pools/memory", "pools/dedup", "pools/standard", "pools/pooltest", "agent", "appliance/schedule", "appliance/retain", "appliance/notify", "appliance/site", "rescue"},
 	{"ingest", "pools/object"}, // an object pool is a dedup pool over a bucket
 	{"appliance/auth", "appliance/job"},
 	{"appliance/api"},
@@ -72,6 +72,7 @@ var homes = map[string][]string{
 	"github.com/cenkalti/backoff":      {"agent/transport", "ingest/wire"},
 	"golang.org/x/term":                {"cmd/holdfast"},
 	"github.com/wneessen/go-mail":      {"appliance/notify"},
+	"go.yaml.in/yaml":                  {"appliance/site"},
 	"log/slog":                         {"appliance", "appliance/api", "appliance/job", "appliance/auth", "agent", "agent/transport", "cmd/holdfast", "cmd/holdfastd", "cmd/holdfast-agent", "internal/demo"},
 	"math/rand":                        {}, // math/rand/v2 has its own path
 	"log":                              {},

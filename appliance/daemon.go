@@ -47,8 +47,11 @@ type Daemon struct {
 	planner *planner
 	measure *measures
 	herald  *herald
-	files   fsys.FS // the data folder
-	api     *api.API
+
+	applying sync.Mutex // held while a site file is applied: one at a time
+
+	files fsys.FS // the data folder
+	api   *api.API
 
 	port   net.Listener
 	socket net.Listener

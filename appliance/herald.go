@@ -109,31 +109,35 @@ func (h *herald) sort() {
 
 // configure makes the notifier work by settings. Invalid changes nothing.
 func (h *herald) configure(s api.NotifySettings) error {
-	const op = "set notifications"
-	zone := time.Local
-	if s.Zone != "" {
-		var err error
-		if zone, err = time.LoadLocation(s.Zone); err != nil {
-			return holdfast.Errorf(holdfast.Invalid, op, "%q is not a time zone", s.Zone).Advise("write it like Europe/Berlin, or UTC")
-		}
-	}
-	remind, err := spanOf(op, "remind", s.Remind)
+	zone, remind, stale, err := readNotify(s)
 	if err != nil {
 		return err
 	}
-	stale, err := spanOf(op, "stale", s.Stale)
-	if err != nil {
-		return err
-	}
-	site := s.Site
-	if site == "" {
-		if site, err = os.Hostname(); err != nil {
-			site = ""
+	name := s.Site
+	if name == "" {
+		if name, err = os.Hostname(); err != nil {
+			name = ""
 		}
 	}
 	h.stale = stale
-	h.n.Configure(site, zone, remind)
+	h.n.Configure(name, zone, remind)
 	return nil
+}
+
+// readNotify reads the parts of settings that are more than text.
+func readNotify(s api.NotifySettings) (zone *time.Location, remind, stale time.Duration, err error) {
+	const op = "set notifications"
+	zone = time.Local
+	if s.Zone != "" {
+		if zone, err = time.LoadLocation(s.Zone); err != nil {
+			return zone, 0, 0, holdfast.Errorf(holdfast.Invalid, op, "%q is not a time zone", s.Zone).Advise("write it like Europe/Berlin, or UTC")
+		}
+	}
+	if remind, err = spanOf(op, "remind", s.Remind); err != nil {
+		return zone, 0, 0, err
+	}
+	stale, err = spanOf(op, "stale", s.Stale)
+	return zone, remind, stale, err
 }
 
 func spanOf(op, name, text string) (time.Duration, error) {

@@ -28,6 +28,7 @@ var (
 	_ api.Agents  = (*Service)(nil)
 
 	_ api.Notifications = (*Service)(nil)
+	_ api.Config        = (*Service)(nil)
 )
 
 func (s *Service) now() time.Time { return s.d.c.Clock.Now().UTC() }

@@ -138,6 +138,7 @@ func (a *API) registerREST() {
 	route(a, "GET", "/v1/vms", "List virtual machines", 200, func(ctx context.Context, _ *none) ([]VM, error) { return list(s.VMs(ctx)) })
 	a.registerKeys()
 	a.registerNotify()
+	a.registerConfig()
 	a.registerWork()
 	a.registerJobs()
 	a.registerSets()
