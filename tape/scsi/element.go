@@ -59,6 +59,9 @@ func ParseElements(b []byte) ([]Element, error) {
 		if size < 12 || size > 1024 {
 			return out, corrupt(op, "descriptors of %d bytes", size)
 		}
+		if cut := n - len(page); cut > 0 && cut <= 8 && len(page)%size >= 12+32 && n%size == 0 {
+			page = append(page[:len(page):len(page)], make([]byte, cut)...) // tgt leaves off the reserved end of the last descriptor
+		}
 		for ; len(page) >= size; page = page[size:] {
 			if len(out) >= MaxElements {
 				return out, corrupt(op, "more than %d elements", MaxElements)
