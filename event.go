@@ -45,6 +45,7 @@ const (
 	EventCollected       EventType = "pool-collected"
 	EventContainerSealed EventType = "container-sealed"
 	EventMediaNeeded     EventType = "media-needed"
+	EventLabelChanged    EventType = "label-changed" // of a host or a VM: protected, or not any more
 )
 
 // An Event is a noteworthy fact. Engines do not log or print: they hand events to a Listener.

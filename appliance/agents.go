@@ -64,6 +64,12 @@ func (s *Service) Inventory(ctx context.Context, h api.AgentHost, inv wire.Inven
 	if err := s.remember(ctx, h); err != nil {
 		return err
 	}
+	if inv.Survey != nil {
+		s.d.surveys.answer(h.ID, inv)
+		if inv.Survey.Error != nil { // then it is no inventory
+			return nil
+		}
+	}
 	return s.d.jobs.Inventory(ctx, h.ID, inv)
 }
 

@@ -43,6 +43,8 @@ type Daemon struct {
 	ingest  *ingest.Server
 	links   *wire.Acceptor
 	service *Service
+	surveys surveys
+	later   *later
 	watch   *poolWatch
 	planner *planner
 	measure *measures
@@ -124,6 +126,7 @@ func (d *Daemon) openEngine() error {
 	if err := d.jobs.Recover(d.ctx); err != nil {
 		return err
 	}
+	d.later = newLater(d.service)
 	d.watch, d.measure = newPoolWatch(d.service), newMeasures()
 	d.ingest = ingest.NewServer(ingest.Options{Catalog: d.cat, Desk: desk{d}, Clock: d.c.Clock, Listener: d.events.Emit})
 	d.links = wire.NewAcceptor(wire.LinkOptions{Clock: d.c.Clock})
@@ -159,6 +162,7 @@ func (d *Daemon) openPools() error {
 	d.herald.run()
 	d.shelf.openAll(d.ctx, &d.wg, late)
 	d.wg.Go(d.watch.run)
+	d.wg.Go(d.later.run)
 	d.watch.look()
 	return nil
 }

@@ -149,10 +149,14 @@ func (s *Service) Hosts(context.Context) ([]api.Host, error) {
 	for _, v := range vms {
 		count[v.Host]++
 	}
+	labels, err := s.labels()
+	if err != nil {
+		return nil, err
+	}
 	out := make([]api.Host, 0, len(recs))
 	for _, h := range recs {
 		x := api.Host{ID: h.ID.String(), Name: h.Name, State: api.HostOffline, Seen: h.LastSeen, Product: h.Info.Product, Version: h.Info.Version,
-			Agent: h.Info.Name, VMs: count[h.ID]}
+			Agent: h.Info.Name, VMs: count[h.ID], Protected: labels.host(h.ID)}
 		if s.d.jobs.Online(h.ID) {
 			x.State, x.Seen = api.HostOnline, s.now()
 		}
@@ -232,10 +236,14 @@ func (s *Service) VMs(context.Context) ([]api.VM, error) {
 	if err != nil {
 		return nil, err
 	}
+	labels, err := s.labels()
+	if err != nil {
+		return nil, err
+	}
 	out := make([]api.VM, 0, len(recs))
 	for _, v := range recs {
 		x := api.VM{ID: v.ID.String(), Name: v.Name, Host: names[v.Host], HostID: v.Host.String(), Generation: v.Generation, State: v.State,
-			Disks: []api.VMDisk{}, Skipped: s.d.jobs.Skipped(v.Host)[v.ID]}
+			Disks: []api.VMDisk{}, Skipped: s.d.jobs.Skipped(v.Host)[v.ID], Protected: labels.vm(v.ID)}
 		for _, d := range v.Disks {
 			x.Disks = append(x.Disks, api.VMDisk{ID: d.ID.String(), Name: d.Name, Size: d.Size})
 			x.Size += d.Size

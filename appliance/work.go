@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path"
 	"strings"
 	"time"
 
@@ -95,40 +94,6 @@ func (s *Service) oneVM(tx *catalog.Tx, name string) (catalog.VM, error) {
 		Advise("name the one you mean by its id")
 }
 
-// Restore implements api.Service.
-func (s *Service) Restore(ctx context.Context, spec api.RestoreSpec) (api.Run, error) {
-	set, err := s.findSet(spec.Set)
-	if err != nil {
-		return api.Run{}, err
-	}
-	if !absolute(spec.Dir) {
-		return api.Run{}, holdfast.Errorf(holdfast.Invalid, "restore", "the folder %q is not absolute", spec.Dir).Advise("say where on the host the files go, with the full path")
-	}
-	var host catalog.Host
-	err = s.d.cat.View(func(tx *catalog.Tx) (err error) {
-		host, err = tx.FindHost(spec.Host)
-		return advise(err, "'holdfast host list' shows the hosts there are")
-	})
-	if err != nil {
-		return api.Run{}, err
-	}
-	if _, err := s.d.shelf.Pool(ctx, set.Pool); err != nil {
-		return api.Run{}, err
-	}
-	s.d.room.make()
-	vm := catalog.VM{ID: set.Manifest.VM.ID, Name: set.Manifest.VM.Name, Host: host.ID}
-	v, err := s.d.jobs.Start(ctx, catalog.RunRestore, job.Spec{Pool: set.Pool, Restores: map[holdfast.VMID]*job.Restore{vm.ID: {
-		Pool: set.Pool, Set: set.Manifest.ID, Make: wire.Restore{Dir: spec.Dir, Name: spec.Name},
-	}}}, []catalog.VM{vm})
-	return s.showRun(v, err)
-}
-
-// absolute tells whether a folder is absolute on the host, whatever its system.
-func absolute(dir string) bool {
-	drive := len(dir) > 2 && dir[1] == ':' && (dir[2] == '\\' || dir[2] == '/')
-	return path.IsAbs(dir) || drive || strings.HasPrefix(dir, `\\`)
-}
-
 // Runs implements api.Service.
 func (s *Service) Runs(_ context.Context, limit int) ([]api.Run, error) {
 	vs, err := s.d.jobs.List(limit)
@@ -197,6 +162,9 @@ func (s *Service) showRun(v job.View, err error) (api.Run, error) {
 		x.Started, x.Ended, x.Stage, x.Reason, x.Bottleneck, x.Counts = t.Started, t.Ended, t.Stage, string(t.Reason), t.Bottleneck, counts(t.Stats)
 		if x.Note == "" {
 			x.Note = t.Note
+		}
+		if made := v.Spec.Restores[t.VM]; made != nil {
+			x.Target = made.Make.Name
 		}
 		if x.Host == "" && !t.Host.IsZero() {
 			x.Host = t.Host.String()

@@ -141,6 +141,7 @@ func (a *API) registerREST() {
 	a.registerConfig()
 	a.registerWork()
 	a.registerJobs()
+	a.registerRestores()
 	a.registerSets()
 	a.registerEvents()
 }
@@ -149,9 +150,6 @@ func (a *API) registerWork() {
 	s := a.o.Service
 	route(a, "POST", "/v1/backups", "Back virtual machines up now", 202, func(ctx context.Context, in *bodyOfType[BackupSpec]) (Run, error) {
 		return s.Backup(ctx, in.Body)
-	})
-	route(a, "POST", "/v1/restores", "Restore a virtual machine now", 202, func(ctx context.Context, in *bodyOfType[RestoreSpec]) (Run, error) {
-		return s.Restore(ctx, in.Body)
 	})
 	route(a, "GET", "/v1/runs", "List runs, newest first", 200, func(ctx context.Context, in *runsIn) ([]Run, error) { return list(s.Runs(ctx, in.Limit)) })
 	route(a, "GET", "/v1/runs/{id}", "Show a run, waiting for its end if asked to", 200, func(ctx context.Context, in *runIn) (Run, error) {

@@ -39,7 +39,7 @@ type Service interface {
 	VMs(ctx context.Context) ([]VM, error)
 
 	Backup(ctx context.Context, s BackupSpec) (Run, error)
-	Restore(ctx context.Context, s RestoreSpec) (Run, error)
+	Restorer
 	Runs(ctx context.Context, limit int) ([]Run, error)
 	// Run returns a run; it waits for its end, but not longer than wait.
 	Run(ctx context.Context, id string, wait time.Duration) (Run, error)

@@ -125,6 +125,8 @@ type (
 		Version  string    `json:"version,omitempty" doc:"of the hypervisor"`
 		Agent    string    `json:"agent,omitempty" doc:"version of the agent"`
 		VMs      int       `json:"vms"`
+
+		Protected bool `json:"protected,omitempty" doc:"nothing is restored to it"`
 	}
 
 	// VM is a virtual machine that a host has, or that there are sets of.
@@ -138,6 +140,7 @@ type (
 		Size       int64    `json:"size"`
 		Disks      []VMDisk `json:"disks"`
 		Skipped    []string `json:"skipped,omitempty" doc:"disks that cannot be backed up, and why"`
+		Protected  bool     `json:"protected,omitempty" doc:"it is not overwritten by a restore"`
 	}
 
 	// VMDisk is one disk of a VM.
@@ -191,14 +194,6 @@ type (
 		Compression string `json:"compression,omitempty" enum:"off,fast,default,better,best" doc:"work that new bytes are worth: fast for little, best for slow lines; a pool can recompress later"`
 	}
 
-	// RestoreSpec asks for a VM to be restored now.
-	RestoreSpec struct {
-		Set  string `json:"set"`
-		Host string `json:"host" doc:"name or id of the host that gets the VM"`
-		Dir  string `json:"dir" doc:"absolute folder on that host"`
-		Name string `json:"name,omitempty" doc:"of the new VM; empty keeps the old one"`
-	}
-
 	// Run is one execution of a job, or of a single request.
 	Run struct {
 		Job     string `json:"job,omitempty"`
@@ -221,16 +216,17 @@ type (
 
 	// Task is one VM's part of a run.
 	Task struct {
-		ID    string     `json:"id"`
-		VM    string     `json:"vm"`
-		VMID  string     `json:"vm_id"`
-		Host  string     `json:"host"`
-		State string     `json:"state"`
-		Phase string     `json:"phase,omitempty"`
-		Set   string     `json:"set,omitempty" doc:"written or restored"`
-		Note  string     `json:"note,omitempty"`
-		Error *Failure   `json:"error,omitempty"`
-		Disks []Progress `json:"disks,omitempty"`
+		ID     string     `json:"id"`
+		VM     string     `json:"vm"`
+		VMID   string     `json:"vm_id"`
+		Host   string     `json:"host"`
+		State  string     `json:"state"`
+		Phase  string     `json:"phase,omitempty"`
+		Set    string     `json:"set,omitempty" doc:"written or restored"`
+		Target string     `json:"target,omitempty" doc:"of a restore: name of the VM that is made or changed"`
+		Note   string     `json:"note,omitempty"`
+		Error  *Failure   `json:"error,omitempty"`
+		Disks  []Progress `json:"disks,omitempty"`
 
 		Started    time.Time `json:"started,omitzero"`
 		Ended      time.Time `json:"ended,omitzero"`

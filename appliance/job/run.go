@@ -20,6 +20,7 @@ type Spec struct {
 	Set      holdfast.SetID  `json:"set,omitzero"` // what is worked on, where it is one set
 	// Restores says, for the VM of each task of a restore, what to make of which set.
 	Restores map[holdfast.VMID]*Restore `json:"restores,omitempty"`
+	Later    string                     `json:"later,omitempty"` // restore: what waited for its time and became this run
 	DryRun   bool                       `json:"dry_run,omitempty"`
 	Result   json.RawMessage            `json:"result,omitempty"` // of a Work that is over: what it found
 

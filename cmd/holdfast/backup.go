@@ -57,6 +57,9 @@ func (a *app) showRun(p *printer, r api.Run) {
 		for _, d := range t.Disks {
 			n.Read, n.Sent, n.Stored = n.Read+d.Read, n.Sent+d.Sent, n.Stored+d.Stored
 		}
+		if t.Target != "" && t.Target != t.VM {
+			t.VM += " as " + t.Target
+		}
 		p.row(t.VM, t.Host, t.State, cli.Size(n.Read), cli.Size(n.Sent), cli.Size(n.Stored), t.Set)
 	}
 	for _, t := range r.Tasks {

@@ -11,7 +11,7 @@ import (
 )
 
 func (a *app) hostCmd() *cobra.Command {
-	return cli.Group("host", "Hosts whose agents back up to this appliance", a.hostEnroll(), a.hostList(), a.hostDelete())
+	return cli.Group("host", "Hosts whose agents back up to this appliance", a.hostEnroll(), a.hostList(), a.hostSet(), a.hostDelete())
 }
 
 func (a *app) hostEnroll() *cobra.Command {
@@ -38,9 +38,9 @@ func (a *app) hostList() *cobra.Command {
 				p.line("No host yet; next: holdfast host enroll NAME")
 				return
 			}
-			p.row("NAME", "STATE", "SEEN", "VMS", "PRODUCT", "AGENT", "ID")
+			p.row("NAME", "STATE", "LABEL", "SEEN", "VMS", "PRODUCT", "AGENT", "ID")
 			for _, h := range hs {
-				p.row(h.Name, h.State, when(h.Seen), h.VMs, h.Product, h.Agent, h.ID)
+				p.row(h.Name, h.State, label(h.Protected), when(h.Seen), h.VMs, h.Product, h.Agent, h.ID)
 			}
 		})
 	}}
@@ -63,8 +63,16 @@ func (a *app) hostDelete() *cobra.Command {
 	return c
 }
 
+// label is how lists show what is protected.
+func label(protected bool) string {
+	if protected {
+		return "protected"
+	}
+	return "-"
+}
+
 func (a *app) vmCmd() *cobra.Command {
-	return cli.Group("vm", "Virtual machines", &cobra.Command{Use: "list", Short: "List virtual machines", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+	return cli.Group("vm", "Virtual machines", a.vmSet(), &cobra.Command{Use: "list", Short: "List virtual machines", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
 		var vms []api.VM
 		if err := a.call(c.Context(), "GET", "/v1/vms", nil, &vms); err != nil {
 			return err
@@ -74,9 +82,9 @@ func (a *app) vmCmd() *cobra.Command {
 				p.line("No virtual machine is known; is an agent online? See: holdfast host list")
 				return
 			}
-			p.row("NAME", "HOST", "STATE", "DISKS", "SIZE", "ID")
+			p.row("NAME", "HOST", "STATE", "LABEL", "DISKS", "SIZE", "ID")
 			for _, v := range vms {
-				p.row(v.Name, v.Host, v.State, len(v.Disks), cli.Size(v.Size), v.ID)
+				p.row(v.Name, v.Host, v.State, label(v.Protected), len(v.Disks), cli.Size(v.Size), v.ID)
 				for _, s := range v.Skipped {
 					p.row("", "not backed up:", s)
 				}

@@ -22,32 +22,7 @@ import (
 )
 
 func (a *app) restoreCmd() *cobra.Command {
-	return cli.Group("restore", "Bring virtual machines and disks back", a.restoreVM(), a.restoreExport())
-}
-
-func (a *app) restoreVM() *cobra.Command {
-	var s api.RestoreSpec
-	var detach bool
-	c := &cobra.Command{
-		Use:   "vm SET --host NAME --to DIR",
-		Short: "Restore a set as a new virtual machine on a host",
-		Args:  cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
-			s.Set = args[0]
-			var r api.Run
-			if err := a.call(c.Context(), "POST", "/v1/restores", s, &r); err != nil {
-				return err
-			}
-			return a.finish(c, r, detach)
-		},
-	}
-	c.Flags().StringVar(&s.Host, "host", "", "host that gets the virtual machine")
-	c.Flags().StringVar(&s.Dir, "to", "", "absolute folder on that host, for the new virtual machine's files")
-	c.Flags().StringVar(&s.Name, "name", "", "name of the new virtual machine (default: the old one)")
-	c.Flags().BoolVar(&detach, "detach", false, "start the run and return")
-	_ = c.MarkFlagRequired("host") // these fail only for a flag that is not there
-	_ = c.MarkFlagRequired("to")
-	return c
+	return cli.Group("restore", "Bring virtual machines and disks back", a.restoreVM(), a.restoreDisk(), a.restoreExport(), a.restoreList(), a.restoreCancel())
 }
 
 func (a *app) restoreExport() *cobra.Command {
