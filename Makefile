@@ -2,7 +2,7 @@
 GO ?= go
 FUZZTIME ?= 20s
 
-.PHONY: build test vet unit race e2e fuzz windows soak bench bench-full demo deps clean
+.PHONY: build test vet unit race e2e fuzz windows soak soak-fuzz bench bench-full demo deps clean
 
 build: ; CGO_ENABLED=0 $(GO) build -o bin/ ./cmd/...
 
@@ -32,11 +32,16 @@ fuzz: ; scripts/fuzz.sh $(FUZZTIME)
 # Long campaigns with bounded counts; see docs/operate/soak.md.
 soak: deps ; HOLDFAST_SOAK=10 $(GO) test -timeout 12h -v -count 1 ./...
 
+# Every fuzz target by count, one after the other; hours.
+soak-fuzz: ; FUZZ_JOBS=1 scripts/fuzz.sh 1000000x
+
 bench: ; @scripts/deps.sh bench; $(GO) run ./bench/run
 
-# With newer peers where they are in PATH (or in the folder PEERS_BIN): kopia, and the newest restic under the name restic-new.
-bench-full: ; @scripts/deps.sh bench; PATH="$(PEERS_BIN):$$PATH" $(GO) run ./bench/run -tools cp,zstd,borg,restic,restic-new,kopia,holdfast,holdfast+fast
-	bench/growth
+# The table of goals against newer peers, where they are in PATH (or in the folder PEERS_BIN): kopia, and the newest restic under the name restic-new.
+# IMAGES is a folder with vmA.raw, vmA-day2.raw, vmA-day3.raw and vmB.raw; BUDGET bounds the time that further runs may take.
+BUDGET ?= 24m
+RUNS ?= 3
+bench-full: ; @scripts/deps.sh bench; PATH="$(PEERS_BIN):$$PATH" $(GO) run ./bench/run -goals -others -n $(RUNS) -budget $(BUDGET) $(if $(IMAGES),-images $(IMAGES))
 
 demo: ; $(GO) run ./cmd/holdfast demo
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs every fuzz target of the module for a while each, one on each core.   scripts/fuzz.sh [TIME, default 20s]
+# Runs every fuzz target of the module for a while each, one on each core (or FUZZ_JOBS at once).
+#   scripts/fuzz.sh [TIME, default 20s; 1000000x for a number of executions]
 # Go's fuzzer takes one target a run; the targets are found by name.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -18,5 +19,5 @@ targets=$(git ls-files -co --exclude-standard '*_test.go' | xargs grep -nE '^fun
   sed -E 's#^(([^:]*)/)?[^:/]*:[0-9]+:func (Fuzz[A-Za-z0-9_]*).*#./\2 \3#' | sort)
 # Test binaries are built before, two builds at once would only wait for each other.
 go vet $(cut -d' ' -f1 <<<"$targets" | sort -u)
-xargs -P "$(nproc)" -L 1 bash -c 'one "$0" "$1"' <<<"$targets"
+xargs -P "${FUZZ_JOBS:-$(nproc)}" -L 1 bash -c 'one "$0" "$1"' <<<"$targets"
 echo "$(wc -l <<<"$targets") fuzz targets"

@@ -6,12 +6,12 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -146,18 +146,42 @@ func (h *holdfast) step(args ...string) (cost, error) {
 	c := cost{Wall: time.Since(start).Seconds(), CPU: h.clients.CPU - cpu0, RSS: h.clients.RSS}
 	for _, pid := range pids {
 		c.CPU += cpuSeconds(pid)
-		c.RSS += peakRSS(pid)
+		c.House += peakRSS(pid)
 	}
-	return c, nil
+	c.RSS += c.House
+	var err error
+	c.Chunks, err = h.chunks()
+	return c, err
+}
+
+// chunks returns how many chunks the pool has.
+func (h *holdfast) chunks() (int64, error) {
+	out, err := h.cli("pool", "list", "--json")
+	if err != nil {
+		return 0, err
+	}
+	var list []struct{ Usage struct{ Chunks int64 } }
+	if err := json.Unmarshal(out, &list); err != nil || len(list) != 1 {
+		return 0, fmt.Errorf("%d pools: %v", len(list), err)
+	}
+	return list[0].Usage.Chunks, nil
 }
 
 // put makes the lab VM's disk equal to the image: created the first time, replaced by a new VM folder otherwise.
 func (h *holdfast) put(vm, image string) error {
-	vhdx := h.path(vm + ".vhdx")
-	if out, err := exec.Command("qemu-img", "convert", "-f", "raw", "-O", "vhdx", "-o", "subformat=dynamic", image, vhdx).CombinedOutput(); err != nil {
-		return fmt.Errorf("qemu-img: %w\n%s", err, out)
+	vhdx := strings.TrimSuffix(image, ".raw") + ".vhdx" // kept for the next run
+	raw, err := os.Stat(image)
+	if err != nil {
+		return err
 	}
-	defer os.Remove(vhdx)
+	if made, err := os.Stat(vhdx); err != nil || made.ModTime().Before(raw.ModTime()) {
+		if out, err := exec.Command("qemu-img", "convert", "-f", "raw", "-O", "vhdx", "-o", "subformat=dynamic", image, vhdx+".part").CombinedOutput(); err != nil {
+			return fmt.Errorf("qemu-img: %w\n%s", err, out)
+		}
+		if err := os.Rename(vhdx+".part", vhdx); err != nil {
+			return err
+		}
+	}
 	if _, err := h.agentCmd("lab", "create", h.path("lab"), vm, "--disk", vhdx); err != nil {
 		return err
 	}
@@ -193,28 +217,73 @@ func (h *holdfast) backupArgs(vm string, more ...string) []string {
 	return args
 }
 
-// own runs the steps that only Holdfast has, on the repository as it is at the end.
-func (h *holdfast) own(repo string, r map[string]cost) error {
-	for _, s := range []struct {
-		step string
-		args []string
-	}{
-		{"nothing", h.backupArgs("a")},
-		{"scrub", []string{"pool", "scrub", "main"}},
-		{"recompress", []string{"pool", "recompress", "main"}},
-	} {
-		if brief && s.step != "nothing" {
-			continue
-		}
+// own runs the steps that only Holdfast has.
+func (h *holdfast) own(repo, images, want string, run int, r map[string]cost) error {
+	note := func(step string, do func() (cost, error)) error {
 		before := folderBytes(repo)
-		c, err := h.step(s.args...)
+		c, err := do()
 		if err != nil {
-			return fmt.Errorf("%s: %w", s.step, err)
+			return fmt.Errorf("%s: %w", step, err)
 		}
 		c.Grown, c.Requests, c.OK = folderBytes(repo)-before, requests(h), true
-		r[s.step] = c
+		r[step] = c
+		return nil
 	}
-	return nil
+	command := func(args ...string) func() (cost, error) { return func() (cost, error) { return h.step(args...) } }
+	plain := h.compression == "" && h.chunking == "" && h.kind == ""
+	var err error
+	if !brief && (plain || !onlyGoals) {
+		err = errors.Join(note("scrub", command("pool", "scrub", "main")), note("rawread", func() (cost, error) { return rawRead(repo) }))
+	}
+	if !brief && err == nil && (run == 0 || !onlyGoals) {
+		err = note("recompress", command("pool", "recompress", "main"))
+	}
+	if err != nil || onlyGoals && !plain {
+		return err
+	}
+	if err = note("tracked", func() (cost, error) { return h.tracked(images, "a", "a2", want) }); err != nil {
+		return err
+	}
+	if err = note("nothing", command(h.backupArgs("a")...)); err != nil {
+		return err
+	}
+	if _, e := os.Stat(filepath.Join(images, "a3.raw")); e != nil {
+		return nil // no images of an ordinary day
+	}
+	day3, err := hashFile(filepath.Join(images, "a3.raw"))
+	if err != nil {
+		return err
+	}
+	return note("ordinary", func() (cost, error) { return h.tracked(images, "a2", "a3", day3) })
+}
+
+// rawRead reads the repository's large files as fast as the disk gives them, past the page cache where it allows that.
+func rawRead(repo string) (cost, error) {
+	var names []string
+	err := filepath.Walk(repo, func(p string, info os.FileInfo, err error) error {
+		if err == nil && info.IsDir() && info.Name() == "~reserve" {
+			return filepath.SkipDir
+		}
+		if err == nil && info.Mode().IsRegular() && info.Size() >= 1<<20 {
+			names = append(names, p)
+		}
+		return err
+	})
+	if err != nil {
+		return cost{}, err
+	}
+	dropCaches()
+	start := time.Now()
+	for _, n := range names {
+		args := []string{"if=" + n, "of=/dev/null", "bs=8M", "status=none"}
+		if exec.Command("dd", append(args, "iflag=direct")...).Run() == nil {
+			continue
+		}
+		if out, err := exec.Command("dd", args...).CombinedOutput(); err != nil {
+			return cost{}, fmt.Errorf("read %s: %w\n%s", n, err, out)
+		}
+	}
+	return cost{Wall: time.Since(start).Seconds()}, nil
 }
 
 func (h *holdfast) newest(vm string) (string, error) {
@@ -239,9 +308,10 @@ func (h *holdfast) restore(_, out string) (cost, error) {
 	return h.step("restore", "export", h.ids["day2"], "--disk", "0", "--format", "raw", "--output", filepath.Join(out, "disk.raw"))
 }
 
-// tracked turns VM a's disk into the second day's by foreign writes over NBD, and backs up by change tracking.
-func (h *holdfast) tracked(images string) (cost, error) {
+// tracked turns VM a's disk from one day's into another's by foreign writes over NBD, and backs up by change tracking.
+func (h *holdfast) tracked(images, from, to, want string) (cost, error) {
 	sock := h.path("nbd.sock")
+	_ = os.Remove(sock)
 	nbd := exec.Command(filepath.Join(h.bin, "holdfast-agent"), "lab", "nbd", h.path("lab"), "a", "0", "--socket", sock)
 	if err := nbd.Start(); err != nil {
 		return cost{}, err
@@ -252,7 +322,7 @@ func (h *holdfast) tracked(images string) (cost, error) {
 		}
 		<-time.After(100 * time.Millisecond)
 	}
-	err := writeChanges(filepath.Join(images, "a.raw"), filepath.Join(images, "a2.raw"), "nbd+unix:///?socket="+sock)
+	err := writeChanges(filepath.Join(images, from+".raw"), filepath.Join(images, to+".raw"), h.path("changes"), "nbd+unix:///?socket="+sock)
 	_ = nbd.Process.Signal(os.Interrupt)
 	_ = nbd.Wait()
 	if err != nil {
@@ -271,65 +341,8 @@ func (h *holdfast) tracked(images string) (cost, error) {
 		return c, err
 	}
 	defer os.Remove(out)
-	got, err := hashFile(out)
-	if err != nil {
-		return c, err
-	}
-	if want, err := hashFile(filepath.Join(images, "a2.raw")); err != nil || got != want {
+	if got, err := hashFile(out); err != nil || got != want {
 		return c, fmt.Errorf("the tracked restore differs from the source (%v)", err)
 	}
 	return c, nil
-}
-
-// writeChanges lets qemu-io write every 32 KiB block in which the images differ.
-func writeChanges(from, to, uri string) error {
-	a, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer a.Close()
-	b, err := os.Open(to)
-	if err != nil {
-		return err
-	}
-	defer b.Close()
-	const block = 32 << 10
-	pa, pb := make([]byte, block), make([]byte, block)
-	io4 := exec.Command("qemu-io", "-f", "raw", uri)
-	in, err := io4.StdinPipe()
-	if err != nil {
-		return err
-	}
-	if err := io4.Start(); err != nil {
-		return err
-	}
-	part := to + ".part"
-	defer os.Remove(part)
-	for off := int64(0); ; off += block {
-		n, err := b.ReadAt(pb, off)
-		if n == 0 {
-			break
-		}
-		if _, err2 := a.ReadAt(pa[:n], off); err2 != nil && err2 != io.EOF {
-			return err2
-		}
-		if !bytes.Equal(pa[:n], pb[:n]) {
-			fmt.Fprintf(in, "write -q -s %s %d %d\n", blockFile(part, off, pb[:n]), off, n)
-		}
-		if err == io.EOF {
-			break
-		}
-	}
-	fmt.Fprintln(in, "flush\nquit")
-	_ = in.Close()
-	defer os.RemoveAll(part + ".d")
-	return io4.Wait()
-}
-
-// blockFile writes one block to a file of its own, for qemu-io to take it from.
-func blockFile(base string, off int64, p []byte) string {
-	_ = os.MkdirAll(base+".d", 0o755)
-	name := filepath.Join(base+".d", strconv.FormatInt(off, 16))
-	_ = os.WriteFile(name, p, 0o600)
-	return name
 }

@@ -11,8 +11,8 @@ import (
 )
 
 // report prints the medians of every tool and step, and what Holdfast's are as ratios to each peer's.
-func report(w io.Writer, names []string, results map[string]map[string][]cost, images string) {
-	for _, n := range []string{"a", "a2", "b"} {
+func report(w io.Writer, names []string, all results, images string) {
+	for _, n := range []string{"a", "a2", "a3", "b"} {
 		if info, err := os.Stat(filepath.Join(images, n+".raw")); err == nil {
 			fmt.Fprintf(w, "%s.raw: %d MiB virtual, %d MiB allocated\n", n, info.Size()>>20, blocks(info)>>20)
 		}
@@ -25,12 +25,12 @@ func report(w io.Writer, names []string, results map[string]map[string][]cost, i
 	}
 	fmt.Fprintln(tw)
 	for _, n := range names {
-		if results[n] == nil {
+		if all[n] == nil {
 			continue
 		}
 		fmt.Fprint(tw, n)
 		for _, s := range steps {
-			cs := results[n][s]
+			cs := all[n][s]
 			if len(cs) == 0 {
 				fmt.Fprint(tw, "\t-")
 				continue
@@ -41,8 +41,8 @@ func report(w io.Writer, names []string, results map[string]map[string][]cost, i
 		fmt.Fprintln(tw)
 	}
 	tw.Flush()
-	reportRequests(w, names, results)
-	hf := results["holdfast"]
+	reportRequests(w, names, all)
+	hf := all["holdfast"]
 	if hf == nil {
 		return
 	}
@@ -54,22 +54,26 @@ func report(w io.Writer, names []string, results map[string]map[string][]cost, i
 	}
 	fmt.Fprintln(tw)
 	for _, n := range names {
-		if n == "holdfast" || results[n] == nil {
+		if n == "holdfast" || all[n] == nil {
 			continue
 		}
 		fmt.Fprint(tw, n)
 		for _, s := range steps {
-			peer := results[n][s]
+			peer := all[n][s]
 			if s == "tracked" {
-				peer = results[n]["day2"]
+				peer = all[n]["day2"]
 			}
 			if len(peer) == 0 || len(hf[s]) == 0 {
 				fmt.Fprint(tw, "\t-")
 				continue
 			}
-			ratio := func(f func(cost) float64) float64 { return median(hf[s], f) / max(median(peer, f), 0.001) }
-			fmt.Fprintf(tw, "\t%.2f / %.2f / %.2f", ratio(func(c cost) float64 { return c.Wall }), ratio(func(c cost) float64 { return c.CPU }),
-				ratio(func(c cost) float64 { return float64(c.Grown) }))
+			ratio := func(f func(cost) float64) string {
+				if of := median(peer, f); of > 0 {
+					return fmt.Sprintf("%.2f", median(hf[s], f)/of)
+				}
+				return "-"
+			}
+			fmt.Fprintf(tw, "\t%s / %s / %s", ratio(wall), ratio(cpu), ratio(grown))
 		}
 		fmt.Fprintln(tw)
 	}
