@@ -5,7 +5,6 @@ package e2e
 import (
 	"bytes"
 	"errors"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -78,25 +77,6 @@ func freeBytes(t *testing.T, dir string) int64 {
 		t.Fatal(err)
 	}
 	return int64(st.Bavail) * st.Bsize
-}
-
-// treeBytes sums up the files below a folder.
-func treeBytes(t *testing.T, dir string) (sum int64) {
-	t.Helper()
-	err := filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		st, err := d.Info()
-		if err == nil {
-			sum += st.Size()
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return sum
 }
 
 // TestFullDisk is item 2 of "nothing can hurt it": at 0 bytes free points in time are listed, restored and deleted, two collects give back

@@ -13,6 +13,25 @@ import (
 	"github.com/holdfast-backup/holdfast/pools/blob/s3store/s3test"
 )
 
+// treeBytes sums up the files below a folder.
+func treeBytes(t *testing.T, dir string) (sum int64) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		st, err := d.Info()
+		if err == nil {
+			sum += st.Size()
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sum
+}
+
 // shown returns the files below the folders whose name or content has any of the words; how often is not said.
 func shown(t *testing.T, words [][]byte, dirs ...string) (found []string) {
 	t.Helper()
