@@ -34,14 +34,14 @@ type Options struct {
 	Host       holdfast.HostID // from the identity
 	HostName   string
 	Version    string // of the agent
-	VMs        int    // tasks at once; 0: 8
+	VMs        int    // tasks at once; 0: 64, for the appliance decides how many it gives
 	Workers    int    // that hash and encode; 0: GOMAXPROCS
 	Clock      clock.Clock
 	Log        *slog.Logger // nil: nothing is logged
 }
 
 const (
-	defaultVMs     = 8
+	defaultVMs     = 64
 	defaultDisks   = 2 // of one VM at once
 	maxTasks       = 1024
 	inventoryEvery = 15 * time.Second // how often the host is looked at for changes
@@ -58,11 +58,12 @@ type Agent struct {
 	kick    chan struct{} // wakes the inventory
 	news    chan struct{} // wakes the reporter
 
-	mu    sync.Mutex
-	tasks map[holdfast.TaskID]*running // until their end was reported
-	past  [256]holdfast.TaskID         // ended and reported: a notice that comes again is not a new task
-	next  int                          // in past
-	wg    sync.WaitGroup
+	mu     sync.Mutex
+	tasks  map[holdfast.TaskID]*running // until their end was reported
+	shares map[holdfast.RunID]*shared   // by the tasks of runs
+	past   [256]holdfast.TaskID         // ended and reported: a notice that comes again is not a new task
+	next   int                          // in past
+	wg     sync.WaitGroup
 }
 
 // New returns an agent that is not running yet.
@@ -82,7 +83,7 @@ func New(o Options) (*Agent, error) {
 	}
 	return &Agent{
 		o: o, journal: j, turn: make(chan struct{}, o.VMs), kick: make(chan struct{}, 1), news: make(chan struct{}, 1),
-		tasks: map[holdfast.TaskID]*running{},
+		tasks: map[holdfast.TaskID]*running{}, shares: map[holdfast.RunID]*shared{},
 	}, nil
 }
 
@@ -168,6 +169,12 @@ func (a *Agent) start(ctx context.Context, t wire.Task) {
 
 // perform waits for a turn and does the task.
 func (a *Agent) perform(ctx context.Context, r *running) error {
+	switch {
+	case r.task.Kind == wire.TaskScript: // it is there for VMs that wait for it
+		return a.script(ctx, r)
+	case r.task.Kind == wire.TaskBackup && r.task.Group > 1: // its VMs are frozen together, or wait for each other's turns
+		return a.backup(ctx, r)
+	}
 	if err := pass(ctx, a.turn, struct{}{}); err != nil {
 		return err
 	}

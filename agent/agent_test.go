@@ -473,7 +473,7 @@ func TestCancelEndsATask(t *testing.T) {
 	}
 	b.run()
 	vm := b.host.addVM("a", content(5, 64<<20))
-	id := b.give(wire.Task{Kind: wire.TaskBackup, VM: vm.info.ID, ReadLimit: 1 << 20}, b.grantFor(vm, "adaptive", "fast"))
+	id := b.give(wire.Task{Kind: wire.TaskBackup, VM: vm.info.ID, Limits: []wire.Limit{{Rate: 1 << 20, Reads: true}}}, b.grantFor(vm, "adaptive", "fast"))
 	<-reading
 	b.house.notices <- wire.Notice{Cancel: id}
 	if r := b.wait(id); r.Error == nil || r.Error.Kind != holdfast.Cancelled {

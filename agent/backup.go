@@ -16,6 +16,13 @@ import (
 // tried; and in both cases no checkpoint is left, or the journal says that one may be.
 func (a *Agent) backup(ctx context.Context, r *running) (err error) {
 	r.enter(phaseCheckpoint)
+	shared, done, err := a.share(&r.task)
+	if err != nil {
+		return err
+	}
+	defer done()
+	group := newMember(shared, &r.task, a.o.Clock)
+	defer group.leave()
 	if _, err := a.discardLeftovers(ctx, r.task.VM); err != nil {
 		return fmt.Errorf("an earlier checkpoint of the VM is still there: %w", err)
 	}
@@ -29,7 +36,7 @@ func (a *Agent) backup(ctx context.Context, r *running) (err error) {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	b := &backup{a: a, r: r, vm: vm, x: exchange{link: link, cancel: cancel}}
+	b := &backup{a: a, r: r, vm: vm, shared: shared, group: group, x: exchange{link: link, cancel: cancel}}
 	defer func() { err = b.x.end(ctx, err) }()
 	if err := b.x.open(ctx, wire.TypeBegin, r.task.ID, wire.TypeBegan, &b.began); err != nil {
 		return err
@@ -66,6 +73,9 @@ type backup struct {
 	x     exchange
 	began wire.Began
 
+	shared *shared
+	group  *member
+
 	cp       hv.Checkpoint
 	plans    []diskPlan
 	meters   []*holdfast.Meter
@@ -90,6 +100,9 @@ func (b *backup) run(ctx context.Context) (err error) {
 	if level == "" {
 		level = hv.LevelDefault
 	}
+	if _, err := b.group.come(ctx); err != nil {
+		return err
+	}
 	b.cp, err = untilFree(ctx, b.a.o.Clock, func(ctx context.Context) (hv.Checkpoint, error) {
 		return b.a.o.Hypervisor.Checkpoint(ctx, b.r.task.VM, hv.CheckpointOptions{Level: level, Tag: b.r.task.ID.String()})
 	})
@@ -97,6 +110,11 @@ func (b *backup) run(ctx context.Context) (err error) {
 		return err
 	}
 	b.r.remark(b.cp.Note())
+	together, err := b.group.come(ctx)
+	if err != nil {
+		return err
+	}
+	b.r.remark(together)
 	if err := b.plan(ctx); err != nil {
 		return err
 	}
@@ -140,7 +158,14 @@ func (b *backup) plan(ctx context.Context) error {
 		Run: b.r.task.Run, Kind: holdfast.Full, Consistency: b.cp.Level(), Dir: b.vm.Dir,
 		Adapters: b.vm.Adapters[:min(len(b.vm.Adapters), holdfast.MaxAdapters)],
 	}
-	frozen := b.cp.Disks()
+	var frozen []hv.FrozenDisk
+	for _, f := range b.cp.Disks() {
+		if d := f.Meta(); skipped(&b.r.task, &d) {
+			b.r.remark(fmt.Sprintf("disk %s is not in the set: the job leaves it out", d.Name))
+			continue
+		}
+		frozen = append(frozen, f)
+	}
 	if len(frozen) > holdfast.MaxDisks {
 		return holdfast.Errorf(holdfast.Unsupported, "plan backup", "the VM has %d disks; at most %d are supported", len(frozen), holdfast.MaxDisks)
 	}
@@ -180,9 +205,14 @@ func (b *backup) disks(ctx context.Context, haves []chan wire.Message) error {
 		return err
 	}
 	h := &hashers{domain: holdfast.Domain{Key: [32]byte(b.began.DomainKey)}}
-	reads, sends := limiter(b.r.task.ReadLimit), limiter(b.r.task.SendLimit)
 	return together(ctx, len(b.plans), b.atOnce(), func(ctx context.Context, i int) (err error) {
 		plan := &b.plans[i]
+		if b.shared.channels != nil {
+			if err := pass(ctx, b.shared.channels, struct{}{}); err != nil {
+				return err
+			}
+			defer func() { <-b.shared.channels }()
+		}
 		src, err := untilFree(ctx, b.a.o.Clock, plan.frozen.Open)
 		if err != nil {
 			return sourceError(&plan.meta, "open", err)
@@ -198,7 +228,7 @@ func (b *backup) disks(ctx context.Context, haves []chan wire.Message) error {
 		}
 		p := pipeline{
 			e: b.a.engine, link: b.x.link, channel: uint16(i), disk: &plan.meta, src: src, work: plan.work, split: split, hashers: h,
-			level: level, meter: b.meters[i], reads: reads, sends: sends, haves: haves[i],
+			level: level, meter: b.meters[i], reads: b.shared.reads, sends: b.shared.sends, haves: haves[i], waits: &b.r.waits,
 		}
 		return p.run(ctx)
 	})

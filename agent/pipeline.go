@@ -7,8 +7,6 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"golang.org/x/time/rate"
-
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/agent/hv"
 	"github.com/holdfast-backup/holdfast/ingest/chunk"
@@ -32,8 +30,9 @@ type pipeline struct {
 	hashers *hashers
 	level   chunk.Level
 	meter   *holdfast.Meter
-	reads   *rate.Limiter // nil: no limit
-	sends   *rate.Limiter
+	reads   *bucket // nil: no limit
+	sends   *bucket
+	waits   *waits // nil: nobody asks
 
 	haves chan wire.Message // from the receiver; room for every slab there is, so that it never waits
 
@@ -162,10 +161,12 @@ func (p *pipeline) read(ctx context.Context) (err error) {
 }
 
 func (p *pipeline) readAt(ctx context.Context, b []byte, off int64) error {
-	if err := waitFor(ctx, p.reads, len(b)); err != nil {
+	if err := p.reads.take(ctx, len(b)); err != nil {
 		return err
 	}
+	over := p.waits.source(p.e.clock)
 	n, err := readParts(p.src, b, off)
+	over()
 	if n < len(b) {
 		if err == nil || errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF
@@ -309,7 +310,9 @@ func (g *gatherer) slab(ctx context.Context, s *slab) error {
 	if s.batch > 0 {
 		var m wire.Message
 		var err error
+		over := g.waits.answer(g.e.clock)
 		g.e.waitFar(g.link, func() { m, _, err = take(ctx, g.haves) })
+		over()
 		if err != nil {
 			return err
 		}
@@ -421,10 +424,13 @@ func (p *pipeline) put(ctx context.Context, it item) error {
 	s.encoding = false
 	defer p.e.freeSlot(s)
 	n := len(s.group.Payload)
-	if err := waitFor(ctx, p.sends, n); err != nil {
+	if err := p.sends.take(ctx, n); err != nil {
 		return err
 	}
-	if err := p.link.Send(ctx, wire.Message{Type: wire.TypePut, Channel: p.channel, Body: &s.group}); err != nil {
+	over := p.waits.send(p.e.clock)
+	err := p.link.Send(ctx, wire.Message{Type: wire.TypePut, Channel: p.channel, Body: &s.group})
+	over()
+	if err != nil {
 		return err
 	}
 	p.claims.sent(it.digests, p.asked.Load())
@@ -492,25 +498,4 @@ func (c *claims) forget(batch uint32) {
 		n++
 	}
 	c.done = append(c.done[:0], c.done[n:]...)
-}
-
-// limiter returns a limiter of n bytes per second that lets single messages and reads pass whole, or nil for no limit.
-func limiter(n int64) *rate.Limiter {
-	if n <= 0 {
-		return nil
-	}
-	return rate.NewLimiter(rate.Limit(n), slabBytes)
-}
-
-func waitFor(ctx context.Context, l *rate.Limiter, n int) error {
-	if l == nil {
-		return nil
-	}
-	if err := l.WaitN(ctx, n); err != nil {
-		if e := context.Cause(ctx); e != nil {
-			return e
-		}
-		return holdfast.Errorf(holdfast.Internal, "keep the speed limit", "%w", err)
-	}
-	return nil
 }

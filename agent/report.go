@@ -3,10 +3,12 @@ package agent
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/ingest/wire"
+	"github.com/holdfast-backup/holdfast/internal/clock"
 )
 
 const (
@@ -22,12 +24,14 @@ const (
 	phaseMerging     = "merging"
 	phaseWriting     = "writing"
 	phaseRegistering = "registering"
+	phaseScript      = "script"
 )
 
 // running is a task at work, and what is told of it.
 type running struct {
 	task   wire.Task
 	cancel context.CancelCauseFunc
+	waits  waits
 	over   chan struct{} // closed when it has ended
 
 	mu    sync.Mutex
@@ -38,6 +42,49 @@ type running struct {
 	token map[holdfast.DiskID]string
 	ended bool
 	err   error
+
+	result *wire.ScriptResult // of a script
+}
+
+// waits counts the time that a backup's disks wait, by what they wait for. The nil waits counts nothing.
+type waits struct{ sources, sends, answers atomic.Int64 }
+
+func (w *waits) source(c clock.Clock) func() {
+	if w == nil {
+		return func() {}
+	}
+	return count(c, &w.sources)
+}
+
+func (w *waits) send(c clock.Clock) func() {
+	if w == nil {
+		return func() {}
+	}
+	return count(c, &w.sends)
+}
+
+func (w *waits) answer(c clock.Clock) func() {
+	if w == nil {
+		return func() {}
+	}
+	return count(c, &w.answers)
+}
+
+// count returns a function that adds the time since.
+func count(c clock.Clock, to *atomic.Int64) func() {
+	began := c.Now()
+	return func() { to.Add(int64(c.Now().Sub(began))) }
+}
+
+func (w *waits) wire() wire.Waits {
+	return wire.Waits{Source: time.Duration(w.sources.Load()), Send: time.Duration(w.sends.Load()), Answer: time.Duration(w.answers.Load())}
+}
+
+// scripted takes how a script ended.
+func (r *running) scripted(s *wire.ScriptResult) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.result = s
 }
 
 // metered is a disk and its meter.
@@ -90,7 +137,7 @@ func (r *running) end(err error) {
 func (r *running) report() wire.Report {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	w := wire.Report{Task: r.task.ID, Phase: r.phase, Ended: r.ended, Note: r.note, VM: r.vm, Tokens: r.token}
+	w := wire.Report{Task: r.task.ID, Phase: r.phase, Ended: r.ended, Note: r.note, VM: r.vm, Script: r.result, Waits: r.waits.wire(), Tokens: r.token}
 	for _, d := range r.disks {
 		w.Disks = append(w.Disks, wire.DiskProgress{Disk: d.disk.ID, Name: d.disk.Name, Reason: d.disk.Reason, Sample: d.meter.Sample()})
 	}

@@ -279,10 +279,14 @@ func (s *Service) setShower(tx *catalog.Tx) (func(catalog.Set) api.Set, error) {
 		}
 		p.Cursor = next
 	}
+	holds, err := holdsOf(tx)
+	if err != nil {
+		return nil, err
+	}
 	return func(x catalog.Set) api.Set {
 		m := &x.Manifest
 		out := api.Set{ID: m.ID.String(), VM: m.VM.Name, VMID: m.VM.ID.String(), Host: m.HostName, Pool: names[x.Pool], Time: m.Created, Kind: string(m.Kind),
-			Parent: m.Parent.String(), Run: m.Run.String(), Consistency: string(m.Consistency), Note: m.Note, Counts: counts(m.Stats), Disks: []api.SetDisk{}}
+			Hold: holds[m.ID.String()], Parent: m.Parent.String(), Run: m.Run.String(), Consistency: string(m.Consistency), Note: m.Note, Counts: counts(m.Stats), Disks: []api.SetDisk{}}
 		for _, d := range m.Disks {
 			out.Disks = append(out.Disks, api.SetDisk{ID: d.ID.String(), Name: d.Name, Size: d.Size, Reason: string(d.Reason), Counts: counts(d.Stats)})
 		}
@@ -359,6 +363,9 @@ func (s *Service) DeleteSet(ctx context.Context, id string) (api.Set, error) {
 		return api.Set{}, err
 	}
 	out, err := s.showSet(set)
+	if err == nil {
+		err = s.mayDelete(set.Manifest.ID)
+	}
 	if err != nil {
 		return out, err
 	}

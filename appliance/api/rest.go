@@ -142,6 +142,7 @@ func (a *API) registerREST() {
 	a.registerWork()
 	a.registerJobs()
 	a.registerRestores()
+	a.registerRetention()
 	a.registerSets()
 	a.registerEvents()
 }

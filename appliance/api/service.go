@@ -53,6 +53,7 @@ type Service interface {
 	ExportDisk(ctx context.Context, id string, disk int) (Export, error)
 
 	Jobs
+	Retention
 
 	RebuildCatalog(ctx context.Context) (Run, error)
 	// Events yields the events after a sequence number and then new ones as they come, until ctx ends.

@@ -163,6 +163,7 @@ type (
 		Run         string    `json:"run,omitempty"`
 		Consistency string    `json:"consistency"`
 		Note        string    `json:"note,omitempty"`
+		Hold        time.Time `json:"hold,omitzero" doc:"it cannot be deleted until then"`
 		Counts
 		Disks []SetDisk `json:"disks"`
 	}

@@ -15,6 +15,7 @@ const (
 	RunCheck       catalog.RunKind = "check"        // try a pool's target
 	RunRebuild     catalog.RunKind = "rebuild"      // list pools' sets in the catalog
 	RunReplacePath catalog.RunKind = "replace-path" // fill a new path of a pool
+	RunRetention   catalog.RunKind = "retention"    // delete what has expired in a pool
 	RunRecompress  catalog.RunKind = "recompress"   // encode what a pool holds with fewer bytes
 )
 

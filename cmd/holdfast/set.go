@@ -12,7 +12,7 @@ import (
 )
 
 func (a *app) setCmd() *cobra.Command {
-	return cli.Group("set", "Backup sets: virtual machines at points in time", a.setList(), a.setShow(), a.setVerify(), a.setDelete())
+	return cli.Group("set", "Backup sets: virtual machines at points in time", a.setList(), a.setShow(), a.setVerify(), a.setHold(), a.setDelete())
 }
 
 func (a *app) setList() *cobra.Command {

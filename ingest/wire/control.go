@@ -75,13 +75,11 @@ type (
 		Run       holdfast.RunID  `json:"run"`
 		Kind      string          `json:"kind"` // TaskBackup, TaskRestore, TaskScript
 		VM        holdfast.VMID   `json:"vm"`
-		Level     string          `json:"level,omitempty"`      // consistency asked for (agent/hv.Level)
-		Disks     int             `json:"disks,omitempty"`      // at once; 0: 2
-		Reconnect time.Duration   `json:"reconnect,omitempty"`  // how long a cut link may take to come back; 0: 10 minutes
-		Buffer    int             `json:"buffer,omitempty"`     // resumption buffer in bytes; 0: 8 MiB
-		SendLimit int64           `json:"send_limit,omitempty"` // bytes per second; 0: none
-		ReadLimit int64           `json:"read_limit,omitempty"`
-		Restore   *Restore        `json:"restore,omitempty"` // of a restore: what to make
+		Level     string          `json:"level,omitempty"`     // consistency asked for (agent/hv.Level)
+		Disks     int             `json:"disks,omitempty"`     // at once; 0: 2
+		Reconnect time.Duration   `json:"reconnect,omitempty"` // how long a cut link may take to come back; 0: 10 minutes
+		Buffer    int             `json:"buffer,omitempty"`    // resumption buffer in bytes; 0: 8 MiB
+		Restore   *Restore        `json:"restore,omitempty"`   // of a restore: what to make
 
 		Channels int      `json:"channels,omitempty"` // disks of the run read at once on this host; 0: no bound of its own
 		Limits   []Limit  `json:"limits,omitempty"`   // of the run on this host, by time of the week
