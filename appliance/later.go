@@ -107,6 +107,9 @@ func (s *Service) RestoreLater(ctx context.Context, r api.RestoreAt) (api.Restor
 	if _, err := requestOf(&r.Spec); err != nil {
 		return r, err
 	}
+	if _, err := restoreTuning(&r.Spec); err != nil {
+		return r, err
+	}
 	host, err := s.hostRecord(r.Spec.Host)
 	if err != nil {
 		return r, err

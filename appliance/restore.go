@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/holdfast-backup/holdfast"
@@ -29,6 +30,9 @@ func (s *Service) restore(ctx context.Context, spec api.RestoreSpec, later strin
 		return api.Run{}, err
 	}
 	js := job.Spec{Restores: map[holdfast.VMID]*job.Restore{}, Later: later}
+	if js.Options, err = restoreTuning(&spec); err != nil {
+		return api.Run{}, err
+	}
 	var vms []catalog.VM
 	for i := range plans {
 		p := &plans[i]
@@ -39,7 +43,7 @@ func (s *Service) restore(ctx context.Context, spec api.RestoreSpec, later strin
 			continue
 		}
 		m := &p.Source.Manifest
-		js.Restores[m.VM.ID] = &job.Restore{Pool: p.Source.Pool, Set: p.Source.Set, Disk: p.Disk, Disks: spec.ParallelDisks, Make: p.Make}
+		js.Restores[m.VM.ID] = &job.Restore{Pool: p.Source.Pool, Set: p.Source.Set, Disk: p.Disk, Make: p.Make}
 		js.Pool, js.PoolName = p.Source.Pool, p.Source.PoolName
 		vms = append(vms, catalog.VM{ID: m.VM.ID, Name: m.VM.Name, Host: host.ID})
 	}
@@ -50,6 +54,24 @@ func (s *Service) restore(ctx context.Context, spec api.RestoreSpec, later strin
 	s.d.room.make()
 	v, err := s.d.jobs.Start(ctx, catalog.RunRestore, js, vms)
 	return s.showRun(v, err)
+}
+
+// restoreTuning reads the options of a restore: those of a job that mean something for one.
+func restoreTuning(spec *api.RestoreSpec) (job.Tuning, error) {
+	o := job.Tuning{VMs: spec.ParallelVMs, Disks: spec.ParallelDisks}
+	for _, text := range spec.Options {
+		name, _, _ := strings.Cut(text, "=")
+		switch strings.ToLower(strings.TrimSpace(name)) {
+		case "vms", "disks", "reconnect", "buffer", "limit", "precondition", "pre-script", "post-script", "script-timeout", "priority":
+		default:
+			return o, holdfast.Errorf(holdfast.Invalid, "restore", "%q is no option of a restore", name).
+				Advise("options are vms, disks, reconnect, buffer, limit, precondition, pre-script, post-script, script-timeout, priority")
+		}
+		if err := o.Set(text); err != nil {
+			return o, err
+		}
+	}
+	return o, nil
 }
 
 // failedRestore records a restore that could not be begun, so that it is found among the runs and told as an event.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/agent"
+	"github.com/holdfast-backup/holdfast/agent/hv"
 	"github.com/holdfast-backup/holdfast/agent/lab"
 	"github.com/holdfast-backup/holdfast/agent/transport"
 	"github.com/holdfast-backup/holdfast/agent/vhdx"
@@ -41,6 +42,7 @@ type site struct {
 	addr   string
 	d      *appliance.Daemon
 	agents map[string]func()
+	wrap   func(hv.Hypervisor) hv.Hypervisor // of agents that are started; nil: as they are
 }
 
 type logBuffer struct {
@@ -131,7 +133,11 @@ func (s *site) run(id transport.Identity) (stop func()) {
 	s.t.Helper()
 	c, err := transport.New(id, nil)
 	s.ok(err)
-	ag, err := agent.New(agent.Options{Hypervisor: s.host(id.Name), Control: c, Dir: s.path("agent-" + id.Name), Host: id.Host, HostName: id.Name, Version: "test"})
+	var host hv.Hypervisor = s.host(id.Name)
+	if s.wrap != nil {
+		host = s.wrap(host)
+	}
+	ag, err := agent.New(agent.Options{Hypervisor: host, Control: c, Dir: s.path("agent-" + id.Name), Host: id.Host, HostName: id.Name, Version: "test"})
 	s.ok(err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})

@@ -35,6 +35,8 @@ type (
 		ParallelVMs   int `json:"parallel_vms,omitempty" minimum:"0" maximum:"64" doc:"VMs of a host at once; default 8"`
 		ParallelDisks int `json:"parallel_disks,omitempty" minimum:"0" maximum:"64" doc:"disks of a VM at once; default 2"`
 
+		Options []string `json:"options,omitempty" maxItems:"64" doc:"option=value, as of jobs: reconnect, buffer, limit, precondition, pre-script, post-script, script-timeout, priority"`
+
 		Disk *DiskRestore `json:"disk,omitempty" doc:"one disk goes to a VM that is there"`
 	}
 

@@ -16,8 +16,6 @@ type Restore struct {
 	Set  holdfast.SetID  `json:"set"`
 	Disk holdfast.DiskID `json:"disk,omitzero"` // only this one
 	Make wire.Restore    `json:"make"`
-
-	Disks int `json:"disks,omitempty"` // at once; 0: the agent's default
 }
 
 // maxTries is how often a restore is begun anew because its agent was restarted.
@@ -38,9 +36,6 @@ func (t *task) restoreTask(w *wire.Task) {
 		m := x.Make
 		m.Earlier = t.earlier
 		w.Restore = &m
-		if x.Disks > 0 {
-			w.Disks = x.Disks
-		}
 	}
 }
 

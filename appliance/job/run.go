@@ -191,7 +191,7 @@ func (t *task) wireTask() *wire.Task {
 	case t.run.rec.Kind == catalog.RunRestore:
 		t.restoreTask(w)
 	}
-	if spec.Job == "" {
+	if spec.Job == "" && t.run.rec.Kind != catalog.RunRestore {
 		return w
 	}
 	o := &spec.Options

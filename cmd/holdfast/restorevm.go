@@ -75,6 +75,7 @@ func (a *app) restoreFlags(c *cobra.Command, w *wish) {
 	f.StringVar(&w.spec.Pool, "pool", "", "only sets of this pool (default: the best copy of all pools)")
 	f.BoolVar(&w.spec.Shutdown, "shutdown", false, "a VM that is overwritten may be shut down")
 	f.BoolVar(&w.spec.Start, "start", false, "start the VM when it is restored")
+	f.StringArrayVar(&w.spec.Options, "set", nil, "OPTION=VALUE, as of jobs: reconnect, buffer, limit, precondition, pre-script, post-script, script-timeout, priority")
 	f.StringVar(&w.at, "at", "", "begin at this time, once (2026-11-22T18:00, or with zone)")
 	f.BoolVar(&w.preflight, "preflight", false, "only say what would be done and what stands in the way")
 	f.BoolVar(&w.detach, "detach", false, "start the run and return")
