@@ -36,6 +36,10 @@ func (h *herald) alarms(e holdfast.Event) []holdfast.Event {
 		return []holdfast.Event{notify.Raise(h.named(e), h.poolKey(f["pool"], "offline"))}
 	case e.Type == eventPoolDeleted:
 		return append(h.cleared(poolAlarms+f["id"]+"/", "the pool was taken off the appliance"), e)
+	case e.Type == eventJobMissed && f["job"] != "":
+		return []holdfast.Event{notify.Raise(e, missedAlarm+f["job"])}
+	case e.Type == eventJobDeleted:
+		return append(append(h.cleared(jobAlarm+f["job"], "the job was deleted"), h.cleared(missedAlarm+f["job"], "the job was deleted")...), e)
 	case e.Type == parity.EventMemberLost:
 		return []holdfast.Event{notify.Raise(e, "member/"+f["store"])}
 	case e.Type == parity.EventMemberBack:
@@ -73,16 +77,22 @@ func (h *herald) named(e holdfast.Event) holdfast.Event {
 	return e
 }
 
-// cleared clears the open alarms whose keys begin with prefix.
+// cleared clears the open alarm of the key or, where it ends in a slash, those whose keys begin with it.
 func (h *herald) cleared(prefix, why string) []holdfast.Event {
 	var out []holdfast.Event
 	for _, a := range h.n.Alarms() {
-		if strings.HasPrefix(a.Key, prefix) {
+		if a.Key == prefix || strings.HasSuffix(prefix, "/") && strings.HasPrefix(a.Key, prefix) {
 			out = append(out, notify.Clear(holdfast.Event{Type: a.Type, Text: why}, a.Key))
 		}
 	}
 	return out
 }
+
+// Beginnings of keys of alarms of jobs; the job's name follows.
+const (
+	jobAlarm    = "job/"
+	missedAlarm = notify.KindMissed + "/"
+)
 
 // runAlarms returns what the end of a run means.
 func (h *herald) runAlarms(e holdfast.Event) []holdfast.Event {
@@ -96,7 +106,11 @@ func (h *herald) runAlarms(e holdfast.Event) []holdfast.Event {
 	}
 	switch {
 	case v.Job != "":
-		return append(h.vmsDone(v), h.outcome(e, "job/"+v.Job, "job", v.Job, v.State))
+		out := h.vmsDone(v)
+		if v.State == catalog.RunDone {
+			out = append(out, notify.Clear(holdfast.Event{Time: e.Time, Type: eventJobMissed, Text: "the job " + v.Job + " has run", Fields: map[string]string{"job": v.Job}}, missedAlarm+v.Job))
+		}
+		return append(out, h.outcome(e, jobAlarm+v.Job, "job", v.Job, v.State))
 	case v.Kind == catalog.RunBackup:
 		return h.backupAlarms(e, v)
 	case v.Kind == catalog.RunVerify && v.Spec.Set.IsZero():
@@ -249,7 +263,7 @@ func (h *herald) sweepPools(ctx context.Context, early bool) error {
 	return nil
 }
 
-// sweepVMs raises VMs that were backed up before and have no recent good point.
+// sweepVMs raises VMs that were backed up before, or that an enabled job is for, and have no recent good point.
 func (h *herald) sweepVMs(now time.Time) error {
 	h.mu.Lock()
 	within := h.stale
@@ -259,6 +273,10 @@ func (h *herald) sweepVMs(now time.Time) error {
 		return err
 	}
 	sets, err := catalog.ListSets(h.d.cat)
+	if err != nil {
+		return err
+	}
+	protected, err := h.d.service.protectedVMs(vms)
 	if err != nil {
 		return err
 	}
@@ -279,8 +297,18 @@ func (h *herald) sweepVMs(now time.Time) error {
 	}
 	var watched []notify.VM
 	for _, v := range vms {
-		if t, ok := good[v.ID]; ok {
-			watched = append(watched, notify.VM{ID: v.ID, Name: v.Name, Host: hosts[v.Host], Since: t, Good: t, Within: within})
+		since, ok := good[v.ID]
+		if j, of := protected[v.ID.String()]; of && !ok { // a VM that is new has the same time as a job that is
+			if h.first[v.ID].IsZero() {
+				h.first[v.ID] = now
+			}
+			since, ok = h.first[v.ID], true
+			if j.Created.After(since) {
+				since = j.Created
+			}
+		}
+		if ok {
+			watched = append(watched, notify.VM{ID: v.ID, Name: v.Name, Host: hosts[v.Host], Since: since, Good: good[v.ID], Within: within})
 		}
 	}
 	return h.n.Sweep(notify.KindStale, notify.Stale(watched, now.In(h.zone())))

@@ -35,6 +35,7 @@ type herald struct {
 	seal  *sealer
 	kick  chan struct{}
 	start time.Time
+	first map[holdfast.VMID]time.Time // when VMs without a point were first seen to be protected; only watch uses it
 
 	mu       sync.Mutex // guards targets and settings, and is held while they are changed in the catalog
 	targets  []notify.Target
@@ -44,7 +45,7 @@ type herald struct {
 
 // openHerald makes the herald; run begins its work.
 func (d *Daemon) openHerald() error {
-	h := &herald{d: d, kick: make(chan struct{}, 1), start: d.c.Clock.Now()}
+	h := &herald{d: d, kick: make(chan struct{}, 1), first: map[holdfast.VMID]time.Time{}, start: d.c.Clock.Now()}
 	var err error
 	if h.seal, err = newSealer(d.files); err != nil {
 		return err

@@ -29,6 +29,7 @@ var (
 
 	_ api.Notifications = (*Service)(nil)
 	_ api.Config        = (*Service)(nil)
+	_ api.Monitors      = (*Service)(nil)
 )
 
 func (s *Service) now() time.Time { return s.d.c.Clock.Now().UTC() }

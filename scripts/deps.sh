@@ -3,7 +3,7 @@
 #   scripts/deps.sh [test|bench]
 set -euo pipefail
 declare -A PROGRAM=([qemu-img]=qemu-utils [qemu-io]=qemu-utils [nbdcopy]=libnbd-bin [nbdinfo]=libnbd-bin [mmdebstrap]=mmdebstrap
-  [mke2fs]=e2fsprogs [sfdisk]=fdisk [jq]=jq [gcc]=gcc [unshare]=util-linux [tgtd]=tgt)
+  [mke2fs]=e2fsprogs [sfdisk]=fdisk [jq]=jq [gcc]=gcc [unshare]=util-linux [tgtd]=tgt [promtool]=prometheus)
 [ "${1:-test}" = bench ] && PROGRAM+=([restic]=restic [borg]=borgbackup [zstd]=zstd [time]=time)
 missing=()
 for p in "${!PROGRAM[@]}"; do

@@ -139,6 +139,7 @@ func (a *API) registerREST() {
 	a.registerKeys()
 	a.registerNotify()
 	a.registerConfig()
+	a.registerMonitor()
 	a.registerWork()
 	a.registerJobs()
 	a.registerRestores()
