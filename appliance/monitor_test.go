@@ -52,7 +52,7 @@ func TestMetricsAreAllThereAndWellFormed(t *testing.T) {
 	s := newSite(t)
 	s.online("hv1")
 	s.vm("hv1", "db", 4<<20)
-	s.wait("the VM is listed", func() bool { return len(s.vms()) == 1 })
+	s.wait("the VM is listed", func() bool { return len(s.listed()) == 1 })
 	_, err := s.svc().AddNotifyTarget(t.Context(), notify.Target{Name: "log", Syslog: &notify.Syslog{Network: "udp", Address: "127.0.0.1:9"}})
 	s.ok(err)
 	_, err = s.svc().CreateJob(t.Context(), api.JobSpec{Name: "nightly", Pool: "main", Hosts: []string{"hv1"}, Schedules: []string{"daily 22:00"}})
@@ -96,7 +96,7 @@ func TestMetricsAreAllThereAndWellFormed(t *testing.T) {
 	}
 }
 
-func (s *site) vms() []api.VM {
+func (s *site) listed() []api.VM {
 	s.t.Helper()
 	vms, err := s.svc().VMs(s.t.Context())
 	s.ok(err)
