@@ -65,6 +65,19 @@ func (h *Hasher) Sum(p []byte) Digest {
 	return d
 }
 
+// Reset begins the digest of bytes that come in pieces by Write; Digest ends it. Sum in between would begin another.
+func (h *Hasher) Reset() { h.h.Reset() }
+
+// Write adds bytes. It never fails.
+func (h *Hasher) Write(p []byte) (int, error) { return h.h.Write(p) }
+
+// Digest returns the digest of what was written since Reset.
+func (h *Hasher) Digest() Digest {
+	var d Digest
+	h.h.Sum(d[:0])
+	return d
+}
+
 // A Codec says how a compression group's payload is encoded. Numbers are on disk and on the wire: append only.
 type Codec uint8
 

@@ -288,3 +288,32 @@ func (d *Drive) Format(ctx context.Context, two bool, first uint16) error {
 	}
 	return d.Rewind(ctx)
 }
+
+// LastFile goes to the first block of the last tape file that a filemark closes, by going back from the end of the data. Unsupported where the drive does not say
+// its position: only reading from the front finds it then.
+func (d *Drive) LastFile(ctx context.Context) error {
+	if d.caps.Position < 0 {
+		return holdfast.Errorf(holdfast.Unsupported, "space over tape", "the drive does not say its position")
+	}
+	if err := d.EndOfData(ctx); err != nil {
+		return err
+	}
+	if _, e, err := d.run(ctx, scsi.Command{CDB: scsi.Space6(scsi.SpaceFilemarks, -2)}); err != nil {
+		d.known = false
+		if e == nil || e.Sense.Key != scsi.NoSense || !e.Sense.EOM {
+			return err
+		}
+		return d.Locate(ctx, d.part, 0)
+	}
+	p, err := d.ask(ctx, byte(d.caps.Position))
+	if err != nil || p.Unknown {
+		d.known = false
+		return errors.Join(err, ErrLost)
+	}
+	d.object, d.known = p.Object, true
+	_, err = d.Read(ctx, make([]byte, 1)) // over the filemark
+	if !errors.Is(err, ErrFilemark) {
+		return holdfast.Errorf(holdfast.Corrupt, "space over tape", "no filemark where one was passed: %v", err)
+	}
+	return nil
+}

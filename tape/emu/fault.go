@@ -39,6 +39,13 @@ func (l *Library) Inject(f Fault) {
 	l.faults = append(l.faults, &f)
 }
 
+// Peace removes the faults that have not come yet.
+func (l *Library) Peace() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.faults = nil
+}
+
 // fault returns the fault that befalls a command, or nil.
 func (l *Library) fault(u Unit, op byte) *Fault {
 	for i, f := range l.faults {
