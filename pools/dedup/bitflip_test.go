@@ -130,6 +130,7 @@ func (f bitFlip) do(t *testing.T, fs fsys.FS) {
 // hits a set, stops being a dedup hit, and is healed by the next backup of the same data; a backup made before anybody knew is either right
 // or found to be damaged when it is verified. Method: 1,000 random flips (10,000 under HOLDFAST_SOAK=10), half of them while the pool is open.
 func TestEveryFlippedBitIsFound(t *testing.T) {
+	t.Parallel() // with the other long one, after all short ones
 	w := newFlipWorld(t)
 	rng := rand.New(rand.NewPCG(11, 12))
 	n := 1000 * soak(t)

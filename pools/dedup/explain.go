@@ -251,12 +251,21 @@ func (x *explanation) sum(s *pools.Space) error {
 		}
 		se.pinMu.Unlock()
 	}
+	left := slices.Clone(p.leftover)
 	p.mu.RUnlock()
 	defer func() {
 		for _, c := range conts {
 			p.drop(c)
 		}
 	}()
+	for _, c := range left { // nothing in them is needed, and they could not be removed yet
+		when, until, err := x.when(c, 0, false)
+		if err != nil {
+			return err
+		}
+		s.Reclaimable += c.size
+		s.AddWait(c.size, when, until)
+	}
 	s.Containers = len(conts)
 	for _, c := range conts {
 		f, err := p.loadFooter(x.ctx, c)

@@ -459,6 +459,7 @@ func (s *gcSim) liveBytes() int64 {
 // collects, verifies, restarts, power cuts and losses of the index against a model, with contents that die and come back, tiny chunks, and a
 // clock that jumps by up to ten years; one step in three of those in the middle of collects falls between two of its removals.
 func TestCollectAgainstEverything(t *testing.T) {
+	t.Parallel() // with the other long one, after all short ones
 	factor := soak(t)
 	seed, _ := strconv.ParseUint(os.Getenv("HOLDFAST_SEED"), 10, 64)
 	total := 100_000 * factor

@@ -415,6 +415,10 @@ func (p *Pool) Usage(ctx context.Context) (pools.Usage, error) {
 		u.Chunks += int64(c.n)
 		u.Reclaimable += c.reclaimable()
 	}
+	for _, c := range p.leftover { // the server keeps them, or a removal failed: they are still paid for
+		u.Stored += c.size
+		u.Reclaimable += c.size
+	}
 	return u, nil
 }
 
