@@ -37,7 +37,7 @@ func (e *Engine) Report(id holdfast.HostID, rs []wire.Report) error {
 			continue
 		}
 		t.heard = true
-		t.phase, t.note = r.Phase, r.Note[:min(len(r.Note), maxNote)]
+		t.phase, t.note = r.Phase, join(t.anew, r.Note[:min(len(r.Note), maxNote)])
 		t.spent.agent = r.Waits
 		if t.phase != t.logged && t.phase != "" {
 			t.logged = t.phase

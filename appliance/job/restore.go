@@ -60,7 +60,8 @@ func (e *Engine) again(t *task) bool {
 	}
 	e.renew(t)
 	t.heard, t.phase = true, ""
-	t.note = join(t.note, "begun anew: the host's agent was restarted")
+	t.anew = join(t.anew, "begun anew: the host's agent was restarted")
+	t.note = t.anew
 	return true
 }
 
@@ -103,7 +104,8 @@ func (e *Engine) adopt(rec *catalog.Run) bool {
 			continue
 		}
 		if t.rec.State != catalog.RunQueued {
-			t.note = "begun anew: the appliance was restarted"
+			t.anew = "begun anew: the appliance was restarted"
+			t.note = t.anew
 			t.rec.State = catalog.RunQueued
 			e.renew(t)
 		}

@@ -94,6 +94,7 @@ type task struct {
 
 	tries   int             // of a restore: how often it was begun anew
 	earlier holdfast.TaskID // the id of the try before
+	anew    string          // why it was begun anew, for the note
 	spent   spent
 	logged  string // the phase that the log has last
 
