@@ -186,6 +186,9 @@ func (e *Engine) Session(id holdfast.HostID, taskID holdfast.TaskID, end func(er
 	}
 	if t.session != nil {
 		t.session(holdfast.Errorf(holdfast.Busy, "", "the agent began the task anew"))
+		if t.restore() != nil {
+			t.anew = join(t.anew, "begun anew: the host's agent was restarted")
+		}
 	}
 	t.sessionNo++
 	t.session = end

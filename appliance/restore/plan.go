@@ -133,7 +133,7 @@ func (n *Planner) fresh(p *Plan, name string, renamed bool) {
 			p.Make.Dir = join(req.Dir, name)
 		}
 		if !absolute(req.Dir) {
-			p.refuse("folder", "say where on the host the files go, with the full path", "the folder %q is not absolute", req.Dir)
+			p.refuse("folder-relative", "say where on the host the files go, with the full path", "the folder %q is not absolute", req.Dir)
 		}
 		return
 	}
@@ -277,7 +277,7 @@ func (n *Planner) diskDirs(p *Plan) {
 			}
 			used[key] = true
 			if !absolute(dir) {
-				p.refuse("folder", "give the full path of a folder on the host", "the folder %q for disk %d is not absolute", dir, i)
+				p.refuse("folder-relative", "give the full path of a folder on the host", "the folder %q for disk %d is not absolute", dir, i)
 			}
 			if p.Make.DiskDirs == nil {
 				p.Make.DiskDirs = map[holdfast.DiskID]string{}
@@ -319,7 +319,7 @@ func (n *Planner) disk(p *Plan) {
 	p.Make.Into, p.Make.Dir, p.Make.Shutdown = v.ID, v.Dir, n.Request.Shutdown
 	if req.Dir != "" {
 		if !absolute(req.Dir) {
-			p.refuse("folder", "give the full path of a folder on the host", "the folder %q is not absolute", req.Dir)
+			p.refuse("folder-relative", "give the full path of a folder on the host", "the folder %q is not absolute", req.Dir)
 		}
 		p.Make.DiskDirs = map[holdfast.DiskID]string{d.ID: req.Dir}
 	}

@@ -99,13 +99,13 @@ func TestPreflightTellsVerdictAndReason(t *testing.T) {
 		"IDE place that is not there": {func(s *scene) { s.src.Manifest.VM.Generation = 1; s.disk(0).Controller = "ide"; s.disk(0).Slot = 2 }, Refused, "ide-slot", "ide 0:2"},
 		"two disks at one place":      {func(s *scene) { s.disk(1).Slot = 0 }, Refused, "ide-slot", "two disks are at scsi 0:0"},
 		"no disks":                    {func(s *scene) { s.src.Manifest.Disks = nil }, Warned, "no-disks", "no disks"},
-		"folder not absolute":         {func(s *scene) { s.req.Dir = "new" }, Refused, "folder", "not absolute"},
+		"folder not absolute":         {func(s *scene) { s.req.Dir = "new" }, Refused, "folder-relative", "not absolute"},
 		"folder not writable":         {func(s *scene) { s.host.Folders["/new"] = wire.Folder{Problem: "read-only"} }, Refused, "folder", "read-only"},
 		"disk folder not writable": {func(s *scene) {
 			s.host.Folders["/fast"] = wire.Folder{Problem: "denied"}
 			s.req.DiskDirs = map[string]string{"1": "/fast"}
 		}, Refused, "folder", "denied"},
-		"disk folder not absolute":           {func(s *scene) { s.req.DiskDirs = map[string]string{"1": "fast"} }, Refused, "folder", "disk 1"},
+		"disk folder not absolute":           {func(s *scene) { s.req.DiskDirs = map[string]string{"1": "fast"} }, Refused, "folder-relative", "disk 1"},
 		"folder of a disk that is not there": {func(s *scene) { s.req.DiskDirs = map[string]string{"2": "/fast"} }, Refused, "disk-missing", `no disk "2"`},
 		"a file of that name is there":       {func(s *scene) { s.host.Folders["/new"] = wire.Folder{Free: -1, Files: []string{"DB.vhdx"}} }, Refused, "files-present", "db.vhdx"},
 		"no room":                            {func(s *scene) { s.host.Folders["/new"] = wire.Folder{Free: 69 * gib, Volume: "a"} }, Refused, "space", "are free"},
