@@ -43,6 +43,7 @@ type site struct {
 	d      *appliance.Daemon
 	agents map[string]func()
 	wrap   func(hv.Hypervisor) hv.Hypervisor // of agents that are started; nil: as they are
+	quick  *fast                             // the daemon's clock, if it is to be another than clock
 }
 
 type logBuffer struct {
@@ -66,6 +67,14 @@ func (l *logBuffer) String() string {
 func newSite(t *testing.T) *site {
 	t.Helper()
 	s := &site{t: t, dir: t.TempDir(), clock: &shifted{}, log: &logBuffer{}, addr: "127.0.0.1:0", agents: map[string]func(){}}
+	s.open()
+	return s
+}
+
+// open starts the daemon, and ends it with the test.
+func (s *site) open() {
+	t := s.t
+	t.Helper()
 	s.start()
 	t.Cleanup(func() {
 		for _, stop := range s.agents {
@@ -78,14 +87,17 @@ func newSite(t *testing.T) *site {
 	})
 	_, err := s.svc().CreatePool(t.Context(), api.PoolSpec{Name: "main", Kind: "dedup", Path: s.path("pool")})
 	s.ok(err)
-	return s
 }
 
 func (s *site) path(name string) string { return filepath.Join(s.dir, name) }
 
 func (s *site) start() {
 	s.t.Helper()
-	d, err := appliance.Start(context.Background(), appliance.Config{Data: s.path("data"), Listen: s.addr, Clock: s.clock, Version: "test",
+	var c clock.Clock = s.clock
+	if s.quick != nil {
+		c = s.quick
+	}
+	d, err := appliance.Start(context.Background(), appliance.Config{Data: s.path("data"), Listen: s.addr, Clock: c, Version: "test",
 		Log: slog.New(slog.NewTextHandler(s.log, nil))})
 	s.ok(err)
 	s.d, s.addr = d, d.Addr()

@@ -404,11 +404,13 @@ func (r *run) settle(now time.Time) {
 		return
 	}
 	r.over = true
+	caused := false
 	r.rec.State, r.rec.Ended = r.outcome(), now
 	r.log(now, "", "the run is over: %s", r.rec.State)
 	for _, t := range r.tasks {
-		if t.rec.Error != nil && r.rec.Error == nil {
-			r.rec.Error = t.rec.Error
+		cause := t.rec.State == catalog.RunFailed // what others were aborted or cancelled for
+		if t.rec.Error != nil && (r.rec.Error == nil || cause && !caused) {
+			r.rec.Error, caused = t.rec.Error, cause
 		}
 	}
 }

@@ -56,7 +56,7 @@ func (e *Engine) Report(id holdfast.HostID, rs []wire.Report) error {
 				err = r.Error.AsError()
 			}
 			if t.rec.Stage != "" {
-				err = t.scriptEnded(r.Script, err)
+				err = t.scriptEnded(e.o.Clock.Now(), r.Script, err)
 			}
 			if x := t.restore(); x != nil && x.Make.Reference && err == nil && r.VM != nil {
 				kept[x] = r

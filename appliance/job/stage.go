@@ -92,9 +92,12 @@ func list(words []string) string {
 }
 
 // scriptEnded takes what an agent says of how a script ended. The caller has e.mu.
-func (t *task) scriptEnded(s *wire.ScriptResult, err error) error {
+func (t *task) scriptEnded(now time.Time, s *wire.ScriptResult, err error) error {
 	if s != nil {
 		t.rec.Output = s.Output[max(0, len(s.Output)-maxOutput):]
+		if t.rec.Output != "" {
+			t.run.log(now, t.rec.VMName, "it printed:\n%s", t.rec.Output)
+		}
 	}
 	if err != nil || s == nil || s.Exit == 0 {
 		return err

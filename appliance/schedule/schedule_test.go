@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -181,7 +183,12 @@ func TestNextAgreesWithTheOracle(t *testing.T) {
 	zones := []*time.Location{time.UTC, zone(t, "Europe/Berlin"), zone(t, "America/New_York"), zone(t, "Australia/Lord_Howe"), zone(t, "Asia/Kathmandu")}
 	changes := []time.Time{time.Date(2026, 3, 29, 0, 0, 0, 0, time.UTC), time.Date(2026, 10, 25, 0, 0, 0, 0, time.UTC), time.Date(2026, 3, 8, 6, 0, 0, 0, time.UTC),
 		time.Date(2026, 11, 1, 5, 0, 0, 0, time.UTC), time.Date(2026, 4, 4, 15, 0, 0, 0, time.UTC), time.Date(2028, 2, 28, 12, 0, 0, 0, time.UTC)}
-	n := 3000
+	n := 3000 // with the moments that follow each other about 8,000 cases; HOLDFAST_SOAK=7 makes 50,000
+	if k, err := strconv.Atoi(os.Getenv("HOLDFAST_SOAK")); err == nil && k > 0 {
+		n *= k
+	}
+	cases := 0
+	defer func() { t.Logf("%d cases", cases) }()
 	for i := range n {
 		text := strings.ReplaceAll(randomSpec(rng), ":in:", " in ")
 		s, err := Parse(text)
@@ -199,6 +206,7 @@ func TestNextAgreesWithTheOracle(t *testing.T) {
 				break // farther than the oracle looks
 			}
 			want, found := oracle(s, after, z)
+			cases++
 			if ok != found || !got.Equal(want) {
 				t.Fatalf("case %d: %q after %v in %v: got %v %v, the oracle says %v %v", i, text, after.In(z), z, got, ok, want.In(z), found)
 			}

@@ -177,3 +177,36 @@ func noLeftovers(t *testing.T, s *site) {
 		t.Errorf("staging is not empty: %s", strings.Join(names, " "))
 	}
 }
+
+// TestAgentKilledInTheMiddleOfAJob: the agent is killed 30 times at random moments of a job with two VMs that are frozen together and scripts of nobody;
+// once it is back no checkpoint, journal entry or partial set is left, and the job runs.
+func TestAgentKilledInTheMiddleOfAJob(t *testing.T) {
+	s, rng := newSite(t), newRand(t)
+	s.newVM(rng, "app", 16<<20)
+	d := s.newVM(rng, "db", 32<<20)[0]
+	s.eventually(20*time.Second, "the VMs are listed", func() bool {
+		var vms []struct{}
+		return s.tryJSON(&vms, "vm", "list") == nil && len(vms) == 2
+	})
+	s.cli("job", "create", "both", "--host", "hv1", "--all", "--pool", "main", "--type", "full", "--set", "group=on")
+	start := time.Now()
+	s.cli("job", "run", "both", "--follow")
+	usual := span(time.Since(start))
+	kills := times(30)
+	for range kills {
+		d.write(rng, 4, 1<<20)
+		go s.try("job", "run", "both", "--follow")
+		killAfter(rng, usual.limit(), s.agent)
+		s.startAgent()
+		s.settle("db")
+		s.eventually(20*time.Second, "the agent has cleaned up", func() bool {
+			left, _ := filepath.Glob(filepath.Join(s.adata, "journal", "*.task"))
+			return len(left) == 0
+		})
+		noLeftovers(t, s)
+	}
+	s.cli("job", "run", "both", "--follow")
+	sets := s.sets("--vm", "db")
+	s.export(sets[len(sets)-1].ID, 0, d.truth)
+	t.Logf("%d kills, %d sets", kills, len(sets))
+}
