@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"strconv"
@@ -17,12 +18,13 @@ import (
 func (a *app) labCmd() *cobra.Command {
 	return cli.Group("lab", "A host made of folders, to try backups and to test them",
 		a.labCreateCmd(), a.labListCmd(), a.labNBDCmd(), a.labFaultCmd(), a.labCheckpointCmd(), a.labRevertCmd(), a.labResizeCmd(),
-		a.labSwapCmd(), a.labCloneCmd())
+		a.labSwapCmd(), a.labCloneCmd(), a.labHostCmd(), a.labStateCmd("start", (*lab.Host).Start), a.labStateCmd("stop", (*lab.Host).Stop))
 }
 
 func (a *app) labCreateCmd() *cobra.Command {
 	var o lab.CreateOptions
 	var move bool
+	var adapters []string
 	c := &cobra.Command{
 		Use:   "create LABDIR VM --disk FILE.vhdx ...",
 		Short: "Make a VM from VHDX files, which are copied",
@@ -33,6 +35,10 @@ func (a *app) labCreateCmd() *cobra.Command {
 				return err
 			}
 			o.Name = args[1]
+			for _, x := range adapters {
+				name, to, _ := strings.Cut(x, "=")
+				o.Adapters = append(o.Adapters, holdfast.Adapter{Name: name, Switch: to})
+			}
 			if move {
 				o.Take = lab.TakeMove
 			}
@@ -44,6 +50,8 @@ func (a *app) labCreateCmd() *cobra.Command {
 		},
 	}
 	c.Flags().StringArrayVar(&o.Disks, "disk", nil, "VHDX file; repeat it for more disks")
+	c.Flags().StringArrayVar(&adapters, "adapter", nil, "NAME=SWITCH: a network adapter; repeat it for more")
+	c.Flags().StringVar(&o.Version, "vm-version", "", "configuration version of the VM (default: the lab's)")
 	c.Flags().IntVar(&o.Generation, "generation", 2, "1 or 2")
 	c.Flags().BoolVar(&o.Off, "off", false, "the VM is off; else it is said to run")
 	c.Flags().BoolVar(&move, "move", false, "move the files instead of copying them")
@@ -88,6 +96,61 @@ func (a *app) printVMs(v any, vms []hv.VM) error {
 			}
 		}
 	})
+}
+
+func (a *app) labHostCmd() *cobra.Command {
+	var s lab.Settings
+	c := &cobra.Command{
+		Use:   "host LABDIR",
+		Short: "Say what the host pretends to be: its switches, the versions it runs, what is free",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			h, err := lab.Open(args[0])
+			if err != nil {
+				return err
+			}
+			now, err := h.Settings()
+			if err != nil {
+				return err
+			}
+			if c.Flags().Changed("switch") {
+				now.Switches = s.Switches
+			}
+			if c.Flags().Changed("vm-version") {
+				now.VMVersion = s.VMVersion
+			}
+			if c.Flags().Changed("free") {
+				now.Free = s.Free
+			}
+			if c.Flags().NFlag() > 0 {
+				if err := h.SetSettings(c.Context(), now); err != nil {
+					return err
+				}
+			}
+			return a.print(now, func(w io.Writer) {
+				fmt.Fprintf(w, "switches\t%s\nVM versions\tup to %s\n", cli.Clean(strings.Join(now.Switches, ", ")), cli.Clean(now.VMVersion))
+			})
+		},
+	}
+	c.Flags().StringArrayVar(&s.Switches, "switch", nil, "virtual switch; repeat it for more")
+	c.Flags().StringVar(&s.VMVersion, "vm-version", "", "highest configuration version of a VM")
+	c.Flags().Int64Var(&s.Free, "free", 0, "bytes that are said to be free; 0: what the volume says")
+	return c
+}
+
+func (a *app) labStateCmd(verb string, do func(*lab.Host, context.Context, string) error) *cobra.Command {
+	return &cobra.Command{
+		Use:   verb + " LABDIR VM",
+		Short: map[string]string{"start": "Say that a VM runs", "stop": "Shut a VM down"}[verb],
+		Args:  cobra.ExactArgs(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			h, err := lab.Open(args[0])
+			if err != nil {
+				return err
+			}
+			return do(h, c.Context(), args[1])
+		},
+	}
 }
 
 func (a *app) labFaultCmd() *cobra.Command {
