@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/holdfast-backup/holdfast"
+	"github.com/holdfast-backup/holdfast/agent/lab"
 	"github.com/holdfast-backup/holdfast/appliance/api"
 )
 
@@ -148,4 +149,55 @@ func TestSchedulesStartJobs(t *testing.T) {
 	}
 	s.recorded("job-missed", "two", "it is run now")
 	s.recorded("job-missed", "two", "did not run 4 times")
+}
+
+// TestImmediateJobsStartWhenTheyAreCreated, and need no schedule that is kept.
+func TestImmediateJobsStartWhenTheyAreCreated(t *testing.T) {
+	s := newSite(t)
+	s.vm("hv1", "db", 4<<20)
+	s.online("hv1")
+	c, err := s.svc().CreateJob(t.Context(), api.JobSpec{Name: "now", Pool: "main", VMs: []string{"db"}, Schedules: []string{"now"}})
+	s.ok(err)
+	if c.Run == nil || len(c.Job.Schedules) != 0 {
+		t.Fatalf("%+v", c)
+	}
+	if r := s.follow(*c.Run, nil); r.State != api.StateDone || r.Job != "now" {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestAgentsComeByIPv6: enrolment, control and data over IPv6.
+func TestAgentsComeByIPv6(t *testing.T) {
+	s := &site{t: t, dir: t.TempDir(), clock: &shifted{}, log: &logBuffer{}, addr: "[::1]:0", agents: map[string]func(){}}
+	s.open()
+	s.vm("hv1", "db", 4<<20)
+	s.online("hv1")
+	if r := s.backup("db"); r.State != api.StateDone {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestFailedVMsAreTriedAgain: only what failed, after the pause, and no more often than the job says.
+func TestFailedVMsAreTriedAgain(t *testing.T) {
+	s := newSite(t)
+	s.vm("hv1", "app", 4<<20)
+	s.vm("hv1", "db", 4<<20)
+	s.online("hv1")
+	_, err := s.svc().CreateJob(t.Context(), api.JobSpec{Name: "j", Pool: "main", VMs: []string{"app", "db"}, Options: []string{"retries=1", "retry-wait=1s", "consistency=application-required"}})
+	s.ok(err)
+	s.ok(s.host("hv1").SetFault(t.Context(), "db", lab.FaultApp, "2"))
+	r := s.follow(s.svc().RunJob(t.Context(), "j", api.JobRun{}))
+	if r.State != api.StatePartial || task(t, r, "db").State != api.StateFailed {
+		t.Fatalf("%+v", r)
+	}
+	var again api.Run
+	s.wait("what failed is tried again", func() bool {
+		rs, err := s.svc().Runs(t.Context(), 10)
+		s.ok(err)
+		again = rs[0]
+		return again.RetryOf == r.ID
+	})
+	if again = s.follow(again, nil); len(again.Tasks) != 1 || again.Tasks[0].VM != "db" {
+		t.Errorf("%+v", again)
+	}
 }
