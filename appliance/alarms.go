@@ -214,7 +214,7 @@ func (h *herald) sweepHosts(ctx context.Context, early bool) error {
 	var out []holdfast.Event
 	for _, x := range hosts {
 		e := holdfast.Event{Type: holdfast.EventHostOnline, Text: "host " + x.Name + " is online", Fields: map[string]string{"host": x.Name, "id": x.ID}}
-		if x.State != api.HostOnline {
+		if x.State != api.HostOnline && !x.Seen.IsZero() { // one that never came is waited for
 			e.Type, e.Severity, e.Text = holdfast.EventHostOffline, holdfast.Warning, "host "+x.Name+" is offline"
 			if early { // it may be on its way: what is open stays, and nothing new is raised
 				e = notify.Raise(e, "host/"+x.ID)

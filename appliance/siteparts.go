@@ -3,6 +3,7 @@ package appliance
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -204,14 +205,16 @@ func (hostPart) Remark() string {
 }
 
 // Current lists hosts that are enrolled, and those whose keys wait to be used.
-func (p hostPart) Current(ctx context.Context) (map[string]site.Item, error) {
-	hosts, err := p.s.Hosts(ctx)
+func (p hostPart) Current(context.Context) (map[string]site.Item, error) {
+	hosts, err := everyPage(p.s.d.cat, func(tx *catalog.Tx, page catalog.Page) ([]catalog.Host, catalog.Cursor, error) { return tx.Hosts(page) })
 	if err != nil {
 		return nil, err
 	}
 	out := map[string]site.Item{}
 	for _, h := range hosts {
-		out[h.Name] = site.Item{}
+		if h.State != catalog.HostPending { // one whose key has expired needs another
+			out[h.Name] = site.Item{}
+		}
 	}
 	keys, err := p.keys()
 	for _, k := range keys {
@@ -256,7 +259,20 @@ func (hostPart) Loss(_ context.Context, _ string, _, now site.Item) (string, err
 
 func (p hostPart) Create(ctx context.Context, name string, _ site.Item) (site.Made, error) {
 	k, err := p.s.EnrollHost(ctx, name)
+	if err == nil {
+		err = p.expect(ctx, name)
+	}
 	return site.Made{Secret: k.Key, Text: fmt.Sprintf("on the host, until %s: holdfast-agent enroll --data DIR --server %s --key KEY", k.Expires.Format("2006-01-02 15:04 MST"), k.Server)}, err
+}
+
+// expect makes the record of a host that has not come yet, so that jobs can be for it.
+func (p hostPart) expect(ctx context.Context, name string) error {
+	return p.s.d.cat.Update(ctx, func(tx *catalog.Tx) error {
+		if _, err := tx.HostByName(name); !errors.Is(err, holdfast.NotExist) {
+			return err
+		}
+		return tx.PutHost(catalog.Host{ID: holdfast.HostID{ID: holdfast.NewID()}, Name: name, State: catalog.HostPending})
+	})
 }
 
 func (hostPart) Change(context.Context, string, site.Item, site.Item) error { return nil }

@@ -60,8 +60,17 @@ notification_targets:
       - severity: warning
       - {not: true, fields: {host: "test-*"}}
     digest: {at: 07:00}
+jobs:
+  nightly:
+    pool: main
+    hosts: [hv1]
+    exclude: ["test-*"]
+    schedules: ["daily 22:00", "full: weekly 20:00 on sun"]
+    zone: Europe/Berlin
+    options: {vms: 4, limit: "20MiB/s 08:00-18:00 mon-fri; 50MiB/s", group: on, retries: 1}
+  spare: {pool: plain, match: ["*"], type: full, disabled: true}
 `, dir, password))
-	if out, code := s.diff(file); code != 3 || !strings.Contains(out, "4 to create, 1 to change, 0 to remove") {
+	if out, code := s.diff(file); code != 3 || !strings.Contains(out, "6 to create, 1 to change, 0 to remove") {
 		t.Fatalf("exit %d: %s", code, out)
 	}
 	var r struct {
@@ -70,7 +79,7 @@ notification_targets:
 		Plan struct{ Steps []any }
 	}
 	s.json(&r, "config", "apply", "-f", file)
-	if r.Done != 5 || len(r.Made) != 1 || r.Made[0].Name != "hv1" || !strings.HasPrefix(r.Made[0].Secret, "HF1-") {
+	if r.Done != 7 || len(r.Made) != 1 || r.Made[0].Name != "hv1" || !strings.HasPrefix(r.Made[0].Secret, "HF1-") {
 		t.Fatalf("%+v", r)
 	}
 	agentCmd(t, "enroll", "--data", s.adata, "--server", s.addr, "--key", r.Made[0].Secret)
@@ -100,15 +109,15 @@ notification_targets:
 func (s *site) changes(dir string, write func(name, text string) string, exported string) {
 	t := s.t
 	t.Helper()
-	less := write("less.yaml", "version: 1\nhosts:\nnotification_targets:\npools:\n  main: {kind: dedup, config: {path: "+dir+"/main}}\n")
+	less := write("less.yaml", "version: 1\nhosts:\nnotification_targets:\njobs: {nightly: {pool: main, match: [a*], schedules: [daily 21:00], options: {retries: 2}}}\npools:\n  main: {kind: dedup, config: {path: "+dir+"/main}}\n")
 	out, code := s.diff(less)
-	if code != 3 || strings.Count(out, "LOSES") != 2 || !strings.Contains(out, "quota: \"2TiB\" → (nothing)") || strings.Contains(out, "notifications ") {
+	if code != 3 || strings.Count(out, "LOSES") != 3 || !strings.Contains(out, "options.vms: \"4\" → (nothing)") || !strings.Contains(out, "quota: \"2TiB\" → (nothing)") || strings.Contains(out, "notifications ") {
 		t.Errorf("exit %d: %s", code, out)
 	}
 	if out, err := s.try("config", "apply", "-f", less); err == nil || !strings.Contains(err.Error(), "--yes") {
 		t.Errorf("what loses was done without consent: %s", out)
 	}
-	if out, _ := s.diff(less); strings.Count(out, "LOSES") != 2 {
+	if out, _ := s.diff(less); strings.Count(out, "LOSES") != 3 {
 		t.Errorf("a refused apply changed something: %s", out)
 	}
 	s.cli("config", "apply", "-f", less, "--yes")

@@ -7,6 +7,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 	"os/signal"
@@ -45,6 +46,10 @@ func (a *app) main(ctx context.Context, args []string) int {
 	root := a.root()
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
+	var plug *plugExit
+	if errors.As(err, &plug) { // it has said everything
+		return plug.code
+	}
 	if ctx.Err() != nil && err != nil {
 		err = &cli.ExitError{Code: cli.Interrupted, Err: err}
 	}
@@ -72,7 +77,7 @@ func (a *app) root() *cobra.Command {
 	root.PersistentFlags().StringVar(&a.data, "data", data, "folder of the daemon (or HOLDFAST_DATA)")
 	root.PersistentFlags().BoolVar(&a.json, "json", a.json, "print JSON, for programs; errors too")
 	root.AddCommand(a.statusCmd(), a.poolCmd(), a.hostCmd(), a.vmCmd(), a.backupCmd(), a.setCmd(), a.restoreCmd(), a.catalogCmd(),
-		a.jobCmd(), a.scheduleCmd(), a.retentionCmd(), a.runCmd(), a.eventsCmd(), a.notifyCmd(), a.configCmd(), a.estimateCmd(), a.demoCmd())
+		a.jobCmd(), a.scheduleCmd(), a.retentionCmd(), a.runCmd(), a.eventsCmd(), a.notifyCmd(), a.configCmd(), a.checkCmd(), a.metricsCmd(), a.estimateCmd(), a.demoCmd())
 	cli.WrapArgs(root)
 	return root
 }
