@@ -29,34 +29,65 @@ type crashPoint struct {
 	op    string // sync, syncdir or mkdir
 	glob  string // of the name
 	nth   int    // how many catalog syncs of this operation were before; -1: any
+	stage stage  // of a collect
 }
+
+// A stage is how far a collect has come with compacting.
+type stage uint8
+
+const (
+	anyStage stage = iota
+	sweeping       // nothing was copied yet
+	copied         // live chunks were synced in new containers
+	switched       // and what is condemned of these
+)
 
 // crashPoints are the numbered steps of commit, delete, collect and recovery; docs/design/0003-gc.md and docs/architecture.md tell them.
 var crashPoints = []crashPoint{
-	{"commit 0: generation of container ids", "backup", "sync", "pool/staging/*owner*", -1},
-	{"commit 1a: container written, not synced", "backup", "sync", "pool/staging/*containers*", -1},
-	{"commit 1b: container renamed, folder not synced", "backup", "syncdir", "pool/containers/*", -1},
-	{"commit 2: intent", "backup", "sync", "catalog-*/*", 0},
-	{"commit 3a: set record written, not synced", "backup", "sync", "pool/staging/*sets*", -1},
-	{"commit 3b: set record renamed, folder not synced (the commit point)", "backup", "syncdir", "pool/sets", -1},
-	{"commit 4: set added, intent removed", "backup", "sync", "catalog-*/*", 1},
-	{"commit 5: acknowledged", "after backup", "", "", -1},
-	{"delete 1: tombstone", "delete", "sync", "catalog-*/*", 0},
-	{"delete 2: set record removed, folder not synced", "delete", "syncdir", "pool/sets", -1},
-	{"delete 3: set and tombstone removed", "delete", "sync", "catalog-*/*", 1},
-	{"delete 4: acknowledged", "after delete", "", "", -1},
-	{"collect 1: chunks condemned", "collect", "sync", "pool/index/*", -1},
-	{"collect 2: container removed, folder not synced", "collect", "syncdir", "pool/containers/*", -1},
-	{"collect 3: live chunks copied, not synced", "collect", "sync", "pool/staging/*containers*", -1},
-	{"collect 4: done", "after collect", "", "", -1},
-	{"rebuild 1: a new catalog", "rebuild", "sync", "catalog-*/*", -1},
-	{"reindex 1: a new index", "reindex", "sync", "pool/index/*", -1},
+	{"commit 0: generation of container ids", "backup", "sync", "pool/staging/*owner*", -1, anyStage},
+	{"commit 1a: container written, not synced", "backup", "sync", "pool/staging/*containers*", -1, anyStage},
+	{"commit 1b: container renamed, folder not synced", "backup", "syncdir", "pool/containers/*", -1, anyStage},
+	{"commit 2: intent", "backup", "sync", "catalog-*/*", 0, anyStage},
+	{"commit 3a: set record written, not synced", "backup", "sync", "pool/staging/*sets*", -1, anyStage},
+	{"commit 3b: set record renamed, folder not synced (the commit point)", "backup", "syncdir", "pool/sets", -1, anyStage},
+	{"commit 4: set added, intent removed", "backup", "sync", "catalog-*/*", 1, anyStage},
+	{"commit 5: acknowledged", "after backup", "", "", -1, anyStage},
+	{"delete 1: tombstone", "delete", "sync", "catalog-*/*", 0, anyStage},
+	{"delete 2: set record removed, folder not synced", "delete", "syncdir", "pool/sets", -1, anyStage},
+	{"delete 3: set and tombstone removed", "delete", "sync", "catalog-*/*", 1, anyStage},
+	{"delete 4: acknowledged", "after delete", "", "", -1, anyStage},
+	{"collect 4: condemned bits, not synced", "collect", "sync", "pool/index/*", -1, sweeping},
+	{"collect 5: container without a live chunk removed, folder not synced", "collect", "syncdir", "pool/containers/*", -1, sweeping},
+	{"collect 6a: live chunks copied, not synced", "collect", "sync", "pool/staging/*containers*", -1, anyStage},
+	{"collect 6b: copy renamed, folder not synced", "collect", "syncdir", "pool/containers/*", -1, copied},
+	{"collect 6c: sources switched off, condemned bits not synced", "collect", "sync", "pool/index/*", -1, copied},
+	{"collect 6d: source removed, folder not synced", "collect", "syncdir", "pool/containers/*", -1, switched},
+	{"collect 7: done", "after collect", "", "", -1, anyStage},
+	{"rebuild 1: a new catalog", "rebuild", "sync", "catalog-*/*", -1, anyStage},
+	{"reindex 1: a new index", "reindex", "sync", "pool/index/*", -1, anyStage},
 }
 
-func (c *crashPoint) is(phase, op, name string, nth int) bool {
+func (c *crashPoint) is(phase, op, name string, nth int, at stage) bool {
 	ok, _ := path.Match(c.glob, name)
-	return c.phase == phase && c.op == op && (ok || c.glob == "") && (c.nth < 0 || c.nth == nth)
+	return c.phase == phase && c.op == op && (ok || c.glob == "") && (c.nth < 0 || c.nth == nth) && (c.stage == anyStage || c.stage == at)
 }
+
+// pass moves a collect's stage on after a sync.
+func (s *stage) pass(op, name string) {
+	copies, _ := path.Match("pool/staging/*containers*", name)
+	index, _ := path.Match("pool/index/*", name)
+	switch {
+	case op == "sync" && copies:
+		*s = copied
+	case op == "sync" && index && *s == copied:
+		*s = switched
+	}
+}
+
+// nearlyFull is a medium where space is worth copying for, so that collects compact often.
+type nearlyFull struct{ *fsys.Mem }
+
+func (nearlyFull) Usage(string) (free, size int64, err error) { return 1 << 30, 1 << 40, nil }
 
 // A crashSim takes images at the sync points of a history and looks at what an appliance makes of them.
 type crashSim struct {
@@ -67,6 +98,7 @@ type crashSim struct {
 	want   int // images still to be taken
 	images int
 	syncs  int // of the catalog, in this operation
+	stage  stage
 	at     int // sync points so far
 	named  map[string]int
 	twice  int
@@ -108,7 +140,7 @@ func (c *crashSim) run() {
 	ctx := context.Background()
 	c.mem = fsys.NewMem(c.seed)
 	var err error
-	if c.s, err = newSim(c.mem, c.seed); err != nil {
+	if c.s, err = newSim(nearlyFull{c.mem}, c.seed); err != nil {
 		c.t.Fatal(err)
 	}
 	defer c.s.close()
@@ -116,7 +148,7 @@ func (c *crashSim) run() {
 	for c.s.step = range historySteps {
 		name, do := c.s.choose()
 		c.s.model(func(m *simModel) { m.phase = name })
-		c.syncs = 0
+		c.syncs, c.stage = 0, sweeping
 		if err := do(c.s, ctx); err != nil {
 			c.t.Errorf("seed %d step %d: %s: %v", c.seed, c.s.step, name, err)
 		}
@@ -137,6 +169,7 @@ func (c *crashSim) sync(op, name string) {
 	c.at++
 	c.s.mu.Unlock()
 	c.cut(op, name)
+	c.s.model(func(*simModel) { c.stage.pass(op, name) })
 	if op == "sync" && strings.HasPrefix(name, "catalog-") {
 		c.s.model(func(*simModel) { c.syncs++ })
 	}
@@ -154,7 +187,7 @@ func (c *crashSim) cut(op, name string) {
 	keep := [...]int{0, 50, 100, rng.IntN(101)}[rng.IntN(4)]
 	img := c.mem.Crash(rng, keep)
 	for i := range crashPoints {
-		if crashPoints[i].is(now.phase, op, name, c.syncs) {
+		if crashPoints[i].is(now.phase, op, name, c.syncs, c.stage) {
 			c.named[crashPoints[i].name]++
 		}
 	}
