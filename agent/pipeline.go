@@ -303,6 +303,20 @@ type gatherer struct {
 	builder *chunk.Builder
 	digests []holdfast.Digest // in builder
 	refs    []holdfast.Ref    // whose chunks are in builder or were passed on
+	end     int64             // of the last chunk in builder
+}
+
+// A group of scattered changes ends where the disk goes on elsewhere: by tomorrow half of them have changed again, and a restore has to read and decode the
+// whole group for the rest. Below scatteredPlain a group would compress worse; gaps below scatteredGap are zeros and known chunks of the same neighbourhood.
+const (
+	scatteredPlain = 128 << 10
+	scatteredGap   = 1 << 20
+)
+
+// scattered reports whether a chunk at off should begin a group of its own.
+func (g *gatherer) scattered(off int64) bool {
+	_, plain := g.builder.Len()
+	return plain >= scatteredPlain && (off > g.end+scatteredGap || off < g.end)
 }
 
 func (g *gatherer) slab(ctx context.Context, s *slab) error {
@@ -338,11 +352,12 @@ func (g *gatherer) slab(ctx context.Context, s *slab) error {
 			continue
 		}
 		if missing[n] && g.claims.claim(q.digest) {
-			if !g.builder.Fits(int(q.len)) {
+			if !g.builder.Fits(int(q.len)) || g.scattered(q.off) {
 				if err := g.flush(ctx); err != nil {
 					return err
 				}
 			}
+			g.end = q.off + q.len
 			g.builder.Add(q.digest, s.buf[q.at:q.at+int(q.len)])
 			g.digests = append(g.digests, q.digest)
 		}

@@ -176,6 +176,10 @@ const (
 	dayChunk  = 16 << 10 // stored as it is: as large as 64 KiB are after compression
 	dayChunks = 16 << 10 // 256 MiB stored
 	dayGroup  = 16
+
+	// As agents do: a group of so many chunks ends where the next one lies so far away.
+	dayScattered = 2
+	dayGap       = 16
 )
 
 type days struct {
@@ -263,8 +267,10 @@ func (d *days) backup(which []int) {
 	}
 	h := d.p.hasher()
 	defer d.p.hashers.Put(h)
-	for at := 0; at < len(which); at += dayGroup {
-		part := which[at:min(at+dayGroup, len(which))]
+	for at, n := 0, 0; at < len(which); at += n {
+		for n = 1; n < dayGroup && at+n < len(which) && (n < dayScattered || which[at+n]-which[at+n-1] <= dayGap); n++ {
+		}
+		part := which[at : at+n]
 		g := holdfast.Group{Codec: holdfast.Plain, Payload: d.payload[:len(part)*dayChunk]}
 		var refs []holdfast.Ref
 		for k, i := range part {

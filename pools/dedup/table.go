@@ -20,14 +20,14 @@ func fingerprint(d *holdfast.Digest) uint64 {
 	return max(binary.LittleEndian.Uint64(d[:8]), 1)
 }
 
-// A table maps fingerprints to locations: open addressing with linear probing in 16 bytes an entry, at a load of 0.64 to 0.8,
-// so 20 to 25 bytes a chunk. Digests are uniform, so a fingerprint is its own hash. A fingerprint may be there
+// A table maps fingerprints to locations: open addressing with linear probing in 16 bytes an entry, at a load of 0.8 to 0.9,
+// so 18 to 20 bytes a chunk. Digests are uniform, so a fingerprint is its own hash. A fingerprint may be there
 // several times (copies of a chunk, or a collision): the caller confirms each with the full digest.
 //
 // An entry that is further from its home displaces one that is nearer (Robin Hood hashing). So a search may stop at the first entry that is nearer
-// to its home than the searched one would be: a few probes, where one that went on to the next hole would need a dozen at a load of 0.8.
+// to its home than the searched one would be: a few probes, where one that went on to the next hole would need fifty at a load of 0.9.
 //
-// The table is cut into shards by the fingerprint's first byte, each of which grows by a quarter when it is 0.8 full: growing
+// The table is cut into shards by the fingerprint's first byte, each of which grows by an eighth when it is 0.9 full: growing
 // never needs more than 1/256 of the table's memory again. Not safe for concurrent use; the pool's lock guards it.
 type table struct{ shards [256]shard }
 
@@ -52,8 +52,8 @@ func (s *shard) home(fp uint64) int {
 // insert adds an entry. The same entry must not be there yet.
 func (t *table) insert(fp uint64, l loc) {
 	s := &t.shards[fp>>56]
-	if (s.used+1)*5 > len(s.entries)*4 {
-		s.grow(max(minShard, len(s.entries)+len(s.entries)/4))
+	if (s.used+1)*10 > len(s.entries)*9 {
+		s.grow(max(minShard, len(s.entries)+len(s.entries)/8))
 	}
 	s.put(fp, l)
 	s.used++
@@ -97,7 +97,7 @@ func (t *table) reserve(n int) {
 	per := n/len(t.shards) + n/len(t.shards)/16 // a little over the mean: shards differ
 	for i := range t.shards {
 		s := &t.shards[i]
-		if want := (s.used+per)*5/4 + minShard; want > len(s.entries) {
+		if want := (s.used+per)*7/6 + minShard; want > len(s.entries) {
 			s.grow(want)
 		}
 	}
@@ -148,7 +148,7 @@ func (s *shard) filter(keep func(loc) bool) {
 		return
 	}
 	s.used -= gone
-	s.grow(max(minShard, s.used*5/4+1)) // holes end probes too early: everything is put anew
+	s.grow(max(minShard, s.used*6/5+1)) // holes end probes too early: everything is put anew
 }
 
 // len returns the number of entries.

@@ -56,8 +56,8 @@ func TestTableAgreesWithModel(t *testing.T) {
 	}
 }
 
-// Goal: the index keeps its promise of memory: at most 25 bytes a chunk once it has grown.
-func TestTableTakesAtMost25BytesAChunk(t *testing.T) {
+// Goal: the index keeps its promise of memory: at most 21 bytes a chunk once it has grown.
+func TestTableTakesAtMost21BytesAChunk(t *testing.T) {
 	var tab table
 	rng := rand.New(rand.NewPCG(1, 1))
 	for i := range 1_000_000 {
@@ -67,7 +67,7 @@ func TestTableTakesAtMost25BytesAChunk(t *testing.T) {
 	for i := range tab.shards {
 		bytes += 16 * len(tab.shards[i].entries)
 	}
-	if per := float64(bytes) / 1_000_000; per > 25 {
+	if per := float64(bytes) / 1_000_000; per > 21 {
 		t.Fatalf("%.1f bytes a chunk", per)
 	}
 }
