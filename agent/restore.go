@@ -20,6 +20,11 @@ func (a *Agent) restore(ctx context.Context, r *running) (err error) {
 		return err
 	}
 	r.enter(phaseWriting)
+	shared, done, err := a.share(&r.task)
+	if err != nil {
+		return err
+	}
+	defer done()
 	link, err := a.dial(ctx, &r.task)
 	if err != nil {
 		return err
@@ -35,7 +40,7 @@ func (a *Agent) restore(ctx context.Context, r *running) (err error) {
 	if err := a.journal.add(&r.task); err != nil {
 		return err
 	}
-	if err := a.build(ctx, r, &x, &opened); err != nil {
+	if err := a.build(ctx, r, &x, &opened, shared); err != nil {
 		return err
 	}
 	// The VM is there: nothing that goes wrong from here on makes the task a failure.
@@ -46,7 +51,7 @@ func (a *Agent) restore(ctx context.Context, r *running) (err error) {
 }
 
 // build makes the VM. On an error everything of it is removed.
-func (a *Agent) build(ctx context.Context, r *running, x *exchange, opened *wire.SetOpened) (err error) {
+func (a *Agent) build(ctx context.Context, r *running, x *exchange, opened *wire.SetOpened, shared *shared) (err error) {
 	t := r.task.Restore
 	vm, err := a.o.Hypervisor.CreateVM(ctx, hv.RestorePlan{
 		Manifest: opened.Manifest, Dir: t.Dir, Name: t.Name, KeepID: t.KeepID, Tag: r.task.ID.String(), DiskDirs: t.DiskDirs, Adapters: t.Adapters,
@@ -70,7 +75,7 @@ func (a *Agent) build(ctx context.Context, r *running, x *exchange, opened *wire
 	ds := &delivery{
 		disks: make([]chan wire.Message, len(opened.Manifest.Disks)),
 		dom:   holdfast.Domain{Key: [32]byte(opened.DomainKey)},
-		x:     x, vm: vm, r: r,
+		x:     x, vm: vm, r: r, shared: shared,
 	}
 	for i := range ds.disks {
 		ds.disks[i] = make(chan wire.Message)
@@ -164,6 +169,8 @@ type delivery struct {
 	x     *exchange
 	vm    hv.PlannedVM
 	r     *running
+
+	shared *shared // the run's limits: of the transfer, and of what its disks are written with
 }
 
 // route hands a message to its disk and waits until the disk has room: that is how the appliance is slowed down to the rate of the
@@ -219,8 +226,25 @@ func (d *delivery) fill(ctx context.Context, i int, disk *holdfast.Disk, to *res
 		if m.Type == wire.TypeDelivered {
 			return nil
 		}
-		if err := to.Put(ctx, m.Body.(*holdfast.Parcel)); err != nil {
+		parcel := m.Body.(*holdfast.Parcel)
+		if err := d.pace(ctx, parcel); err != nil {
+			m.Release()
+			return err
+		}
+		if err := to.Put(ctx, parcel); err != nil {
 			return err
 		}
 	}
+}
+
+// pace waits until the run's limits let a parcel pass.
+func (d *delivery) pace(ctx context.Context, p *holdfast.Parcel) error {
+	if err := d.shared.sends.take(ctx, len(p.Payload)); err != nil {
+		return err
+	}
+	n := 0
+	for _, x := range p.Places {
+		n += int(x.Len)
+	}
+	return d.shared.reads.take(ctx, n)
 }

@@ -3,9 +3,11 @@ package agent
 import (
 	"bytes"
 	"testing"
+	"time"
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/ingest/wire"
+	"github.com/holdfast-backup/holdfast/internal/clock"
 )
 
 // Goal: a restored VM has the set's disks bit for bit.
@@ -61,5 +63,23 @@ func TestFailedRestoresLeaveNothing(t *testing.T) {
 				t.Error("something was restored")
 			}
 		})
+	}
+}
+
+// Goal: a limit on the transfer, and one on the disks, hold for a restore.
+func TestRestoresKeepToTheirLimits(t *testing.T) {
+	b := newBench(t).run()
+	vm := b.host.addVM("a", content(5, 4<<20))
+	g := b.grantFor(vm, "adaptive", "off")
+	b.backup(vm, g)
+	g.set = g.began.Set
+	for _, reads := range []bool{false, true} {
+		began := clock.System.Now()
+		r := b.task(wire.Task{Kind: wire.TaskRestore, Run: holdfast.RunID{ID: holdfast.NewID()}, Restore: &wire.Restore{Dir: "/vms", Name: "copy"}, Limits: []wire.Limit{{Rate: 1 << 20, Reads: reads}}}, g)
+		took := clock.System.Now().Sub(began)
+		if r.Error != nil || took < time.Second {
+			t.Errorf("reads %v: 4 MiB, some of it zeros, at 1 MiB/s took %v: %+v", reads, took, r.Error)
+		}
+		b.waitDone(g)
 	}
 }

@@ -112,7 +112,7 @@ type matrixCase struct {
 
 // TestRestoreMatrix goes through the combinations of place, naming, what becomes of a VM that is there, adapters and start, over a real daemon,
 // agents and VHDX files, and compares VM, folder, identity, adapters, state and every byte. With HOLDFAST_SOAK it goes through all 216, else
-// through a quarter, shuffled.
+// through a sixth, shuffled.
 func TestRestoreMatrix(t *testing.T) {
 	s := newSite(t)
 	x := s.machine("hv1", "db", 1)
@@ -136,7 +136,7 @@ func TestRestoreMatrix(t *testing.T) {
 			}
 		}
 	}
-	seed, n := uint64(20261122), len(cases)/4
+	seed, n := uint64(20261122), len(cases)/6
 	if os.Getenv("HOLDFAST_SOAK") != "" {
 		n = len(cases)
 	}

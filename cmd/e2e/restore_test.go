@@ -164,4 +164,3 @@ func (s *site) killedRestore(who string, args []string, dir string) {
 		s.t.Fatalf("the restore with a killed %s ended as %s: %s\n%s", who, run.State, run.Error.Message, tail(s.agent))
 	}
 }
-
