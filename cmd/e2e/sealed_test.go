@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/holdfast-backup/holdfast"
+	"github.com/holdfast-backup/holdfast/pools/blob/s3store"
 	"github.com/holdfast-backup/holdfast/pools/blob/s3store/s3test"
 )
 
@@ -172,4 +174,52 @@ func TestBucketIsTriedOut(t *testing.T) {
 		}
 	}
 	t.Logf("%d checks", r.Checks)
+}
+
+// TestLockedSetsStay is acceptance 3 of "Every disk and every bucket" by the command line: a set under Object Lock is not deleted, neither by the appliance nor by whoever has the
+// bucket's keys; collecting takes nothing of it, and a pool that holds such sets is not deleted.
+func TestLockedSetsStay(t *testing.T) {
+	s, rng := newSite(t), newRand(t)
+	server := s3test.Start(t)
+	flags := bucketFlagsOf(t, server, s.dir)
+	c := s3store.Config{Endpoint: server.URL, Bucket: "locked", CA: server.CA.PEM, AccessKey: s3store.Secret(server.AccessKey), SecretKey: s3store.Secret(server.SecretKey)}
+	if err := s3store.MakeBucket(t.Context(), c, true); err != nil {
+		t.Fatal(err)
+	}
+	s.cli(append([]string{"pool", "create", "locked", "--bucket", "locked", "--object-lock", "compliance:2h"}, flags...)...)
+	k := &kindOfPool{name: "locked", disk: s.newVM(rng, "db", 8<<20)[0], points: map[string][]byte{}}
+	first := k.back(s)
+	k.disk.write(rng, 3, 64<<10)
+	k.back(s)
+	if out, err := s.try("set", "delete", first.ID, "--yes"); err == nil || !strings.Contains(err.Error(), "kept until") {
+		t.Errorf("delete: %v\n%s", err, out)
+	}
+	if out, err := s.try("pool", "delete", "locked", "--yes"); err == nil {
+		t.Errorf("the pool was deleted:\n%s", out)
+	}
+	st, err := s3store.Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tried := 0
+	for _, folder := range []string{"sets", "containers"} {
+		names, err := st.List(t.Context(), folder)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range names {
+			tried++
+			if err := st.Remove(t.Context(), n); holdfast.KindOf(err) != holdfast.Immutable {
+				t.Errorf("with the bucket's keys %s: %v", n, err)
+			}
+		}
+	}
+	if err := st.Close(); err != nil || tried < 4 {
+		t.Errorf("%d objects attacked: %v", tried, err)
+	}
+	s.cli("pool", "gc", "locked")
+	s.cli("pool", "gc", "locked")
+	for id, truth := range k.points {
+		s.export(id, 0, truth)
+	}
 }
