@@ -82,6 +82,34 @@ func (tx *Tx) PutTombstone(id holdfast.SetID) error {
 	return put(tx, tombstoneKind, idKey(tTombstone, id.ID), &Tombstone{Set: id, Pool: s.Pool})
 }
 
+// LiftTombstone takes back a tombstone whose deletion the pool refused for good reason: the set is what it was. t is the tracking that the tombstone made
+// the catalog forget, if any; it is put back unless there is newer. Lifting what is not there is no error, but for a set that is not there (NotExist).
+func (tx *Tx) LiftTombstone(id holdfast.SetID, was SetState, t *Tracking) error {
+	s, err := tx.Set(id)
+	if err != nil {
+		return err
+	}
+	if s.State == SetDeleting {
+		s.State = was
+		if err := tx.PutSet(s); err != nil {
+			return err
+		}
+	}
+	if t != nil {
+		now, err := find[Tracking](tx, trackingKind, trackingKey(t.VM, t.Pool))
+		if err != nil {
+			return err
+		}
+		if now == nil {
+			if err := tx.PutTracking(*t); err != nil {
+				return err
+			}
+		}
+	}
+	tx.b.Delete(idKey(tTombstone, id.ID))
+	return nil
+}
+
 // Tombstones yields the tombstones by set.
 func (tx *Tx) Tombstones() iter.Seq2[Tombstone, error] {
 	return records(all[Tombstone](tx, tombstoneKind, key(tTombstone), "", false))

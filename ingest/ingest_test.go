@@ -416,6 +416,66 @@ func TestRecoverFinishesDeletionsAndDropsIntents(t *testing.T) {
 	}
 }
 
+// held is a pool whose sets a lock keeps.
+type held struct{ pools.Pool }
+
+func (held) Delete(context.Context, holdfast.SetID) error {
+	return holdfast.Errorf(holdfast.Immutable, "delete set", "it is kept until tomorrow")
+}
+
+// TestRefusedDeletionLeavesTheSetAsItWas: a set that the pool keeps by a lock is listed, is restored, and is the parent of the next set, with its change tracking ids, after
+// somebody tried to delete it; so is one whose tombstone was left by a crash.
+func TestRefusedDeletionLeavesTheSetAsItWas(t *testing.T) {
+	h := openHouse(t)
+	img := [][]byte{image(1, 4)}
+	m, _ := h.backup(nil, img, nil)
+	look := func() (s catalog.Set, tr catalog.Tracking, stones int) {
+		err := h.cat.View(func(tx *catalog.Tx) (err error) {
+			if s, err = tx.Set(m.ID); err != nil {
+				return err
+			}
+			for range tx.Tombstones() {
+				stones++
+			}
+			if tr, err = tx.Tracking(m.VM.ID, h.poolID); errors.Is(err, holdfast.NotExist) {
+				err = nil
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s, tr, stones
+	}
+	before, tracked, _ := look()
+	if tracked.Set != m.ID {
+		t.Fatalf("tracking stands on %s", tracked.Set)
+	}
+	for range 2 {
+		if err := DeleteSet(t.Context(), h.cat, h.poolID, held{h.pool}, m.ID); !errors.Is(err, holdfast.Immutable) {
+			t.Fatal(err)
+		}
+		if s, tr, stones := look(); s.State != before.State || !reflect.DeepEqual(tr, tracked) || stones != 0 {
+			t.Errorf("state %v, tracking %+v, %d tombstones", s.State, tr, stones)
+		}
+	}
+	if err := h.cat.Update(t.Context(), func(tx *catalog.Tx) error { return tx.PutTombstone(m.ID) }); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Recover(t.Context(), h.cat, map[holdfast.PoolID]pools.Pool{h.poolID: held{h.pool}}); !errors.Is(err, holdfast.Immutable) {
+		t.Fatal(err)
+	}
+	if s, _, stones := look(); s.State != catalog.SetCommitted || stones != 0 {
+		t.Errorf("after a restart: state %v, %d tombstones", s.State, stones)
+	}
+	if got := h.restored(m.ID); !bytes.Equal(got[0], img[0]) {
+		t.Error("other bytes")
+	}
+	if err := DeleteSet(t.Context(), h.cat, h.poolID, h.pool, m.ID); err != nil || len(h.listed()) != 0 {
+		t.Errorf("once the lock is over: %v", err)
+	}
+}
+
 func TestRestoreRefusesWhatIsNotThere(t *testing.T) {
 	h := openHouse(t)
 	m, _ := h.backup(nil, [][]byte{image(1, 4)}, nil)

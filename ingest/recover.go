@@ -55,7 +55,7 @@ func Recover(ctx context.Context, cat *catalog.Catalog, open map[holdfast.PoolID
 			r.Waiting++
 			continue
 		}
-		if err := bury(ctx, cat, pool, t.Set); err != nil {
+		if err := bury(ctx, cat, pool, t.Set, grave{state: catalog.SetCommitted}); err != nil {
 			r.Waiting++
 			errs = append(errs, err)
 			continue
@@ -95,8 +95,9 @@ func (r *RecoverReport) intent(ctx context.Context, cat *catalog.Catalog, pool p
 }
 
 // DeleteSet makes a set invisible in catalog and pool. After a crash Recover finishes it. Deleting a set that is being deleted is
-// no error. NotExist if the catalog has no such set, Invalid if it is of another pool.
+// no error. NotExist if the catalog has no such set, Invalid if it is of another pool. A set that the pool keeps by a lock (Immutable) stays what it was.
 func DeleteSet(ctx context.Context, cat *catalog.Catalog, poolID holdfast.PoolID, pool pools.Pool, id holdfast.SetID) error {
+	g := grave{state: catalog.SetCommitted}
 	err := cat.Update(ctx, func(tx *catalog.Tx) error {
 		s, err := tx.Set(id)
 		if err != nil {
@@ -105,17 +106,41 @@ func DeleteSet(ctx context.Context, cat *catalog.Catalog, poolID holdfast.PoolID
 		if s.Pool != poolID {
 			return holdfast.Errorf(holdfast.Invalid, "delete set", "set %s is in pool %s, not in %s", id, s.Pool, poolID)
 		}
+		if s.State != catalog.SetDeleting {
+			g.state = s.State
+		}
+		t, err := tx.Tracking(s.Manifest.VM.ID, poolID)
+		if err == nil && t.Set == id {
+			g.tracking = &t
+		}
+		if err != nil && !errors.Is(err, holdfast.NotExist) {
+			return err
+		}
 		return tx.PutTombstone(id)
 	})
 	if err != nil {
 		return err
 	}
-	return bury(ctx, cat, pool, id)
+	return bury(ctx, cat, pool, id, g)
 }
 
-// bury finishes the deletion of a set that has a tombstone.
-func bury(ctx context.Context, cat *catalog.Catalog, pool pools.Pool, id holdfast.SetID) error {
-	if err := pool.Delete(ctx, id); err != nil {
+// A grave is what a set was before it got its tombstone.
+type grave struct {
+	state    catalog.SetState
+	tracking *catalog.Tracking // that stood on it; nil if none
+}
+
+// bury finishes the deletion of a set that has a tombstone. One that the pool refuses to delete is none that is being deleted: its tombstone is lifted,
+// so that it can be restored as before.
+func bury(ctx context.Context, cat *catalog.Catalog, pool pools.Pool, id holdfast.SetID, was grave) error {
+	err := pool.Delete(ctx, id)
+	if errors.Is(err, holdfast.Immutable) {
+		if e := cat.Update(ctx, func(tx *catalog.Tx) error { return tx.LiftTombstone(id, was.state, was.tracking) }); e != nil {
+			return errors.Join(err, e)
+		}
+		return err
+	}
+	if err != nil {
 		return err
 	}
 	return cat.Update(ctx, func(tx *catalog.Tx) error { return tx.DeleteSet(id) })
