@@ -115,6 +115,14 @@ func (p *planner) job(ctx context.Context, name string) (time.Time, error) {
 		return time.Time{}, err
 	}
 	busy := len(p.s.d.jobs.ActiveOf(name)) > 0
+	if !busy && !st.Last.IsZero() && st.Result == "" { // its end was not noted: the appliance was restarted in the middle
+		if run, err := p.s.d.jobs.Get(st.Last); err == nil && run.State.Ended() {
+			p.note(ctx, run)
+			if rec, d, st, err = p.s.jobRecord(name); err != nil {
+				return time.Time{}, err
+			}
+		}
+	}
 	v, err := job.Plan(d, st, p.s.now(), busy)
 	if err != nil {
 		return time.Time{}, err
