@@ -27,7 +27,7 @@ type Part interface {
 	Normal(name string, it Item) (Item, error)
 	// Refuse says why an item cannot be changed in this way by applying a file; nil if it can.
 	Refuse(name string, was, now Item) error
-	// Loss says what is lost when an item is removed or, with now, changed; "" if nothing is.
+	// Loss says what is lost when an item is removed (now is nil), changed, or made (was is nil); "" if nothing is.
 	Loss(ctx context.Context, name string, was, now Item) (string, error)
 	// Create, Change and Delete do it. What Create returns is shown once.
 	Create(ctx context.Context, name string, it Item) (Made, error)
@@ -136,7 +136,10 @@ func compare(ctx context.Context, p Part, have, want map[string]Item) (up, down 
 				if hint := holdfast.HintOf(err); hint != "" {
 					s.Refused += "; " + hint
 				}
-			} else if s.Loss, err = p.Loss(ctx, name, was, s.now); err != nil {
+			}
+		}
+		if s.Refused == "" {
+			if s.Loss, err = p.Loss(ctx, name, s.was, s.now); err != nil {
 				return nil, nil, err
 			}
 		}

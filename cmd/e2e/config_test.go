@@ -69,8 +69,12 @@ jobs:
     zone: Europe/Berlin
     options: {vms: 4, limit: "20MiB/s 08:00-18:00 mon-fri; 50MiB/s", group: on, retries: 1}
   spare: {pool: plain, match: ["*"], type: full, disabled: true}
+retention:
+  job nightly: {policy: "days=30,weekly=8,min=2"}
+  pool main: {policy: "count=10"}
+  settings: {zone: Europe/Berlin}
 `, dir, password))
-	if out, code := s.diff(file); code != 3 || !strings.Contains(out, "6 to create, 1 to change, 0 to remove") {
+	if out, code := s.diff(file); code != 3 || !strings.Contains(out, "8 to create, 2 to change, 0 to remove") {
 		t.Fatalf("exit %d: %s", code, out)
 	}
 	var r struct {
@@ -79,7 +83,7 @@ jobs:
 		Plan struct{ Steps []any }
 	}
 	s.json(&r, "config", "apply", "-f", file)
-	if r.Done != 7 || len(r.Made) != 1 || r.Made[0].Name != "hv1" || !strings.HasPrefix(r.Made[0].Secret, "HF1-") {
+	if r.Done != 10 || len(r.Made) != 1 || r.Made[0].Name != "hv1" || !strings.HasPrefix(r.Made[0].Secret, "HF1-") {
 		t.Fatalf("%+v", r)
 	}
 	agentCmd(t, "enroll", "--data", s.adata, "--server", s.addr, "--key", r.Made[0].Secret)
