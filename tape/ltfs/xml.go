@@ -1,7 +1,8 @@
-// Package ltfs reads and checks LTFS volumes (format 2.4.0, also what earlier 2.x versions wrote): labels, indexes and files in two partitions, on a tape drive or in a
-// folder of the reference implementation's file layout.
+// Package ltfs reads, writes and checks LTFS volumes (format 2.4.0; also reads what earlier 2.x versions wrote): labels, indexes and files in two partitions, on a tape drive or in
+// a folder of the reference implementation's file layout.
 //
-// It owns nothing that is written: a volume is only read. A volume that a crash left without its last index on one partition is read by the other's, and Check says what is not as it should be.
+// What Writer.Sync has returned for survives a crash: the index goes to the data partition, then to the index partition, then into the medium's memory. A volume that a crash left without
+// its last index on one partition is read by the other's; Check says what is not as it should be, and NewWriter repairs it. It does not merge what two writers did, and no other may use the drive meanwhile.
 // Indexes are foreign input: their size, depth and number of entries are bounded. It imports drive, scsi and the ground floor.
 package ltfs
 
