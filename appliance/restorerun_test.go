@@ -25,6 +25,8 @@ type slowHost struct {
 	begun   chan struct{}
 	most    *atomic.Int32 // VMs being restored at once
 	now     *atomic.Int32
+	disks   *atomic.Int32 // being written now
+	widest  *atomic.Int32 // most at once
 }
 
 func (h slowHost) CreateVM(ctx context.Context, p hv.RestorePlan) (hv.PlannedVM, error) {
@@ -49,7 +51,10 @@ type slowVM struct {
 
 func (v slowVM) Disk(ctx context.Context, id holdfast.DiskID) (hv.DiskWriter, error) {
 	w, err := v.PlannedVM.Disk(ctx, id)
-	return slowDisk{w, v.h.latency}, err
+	if n := v.h.disks.Add(1); n > v.h.widest.Load() {
+		v.h.widest.Store(n)
+	}
+	return slowDisk{w, v.h}, err
 }
 
 func (v slowVM) Realize(ctx context.Context) (hv.Realized, error) {
@@ -59,18 +64,23 @@ func (v slowVM) Realize(ctx context.Context) (hv.Realized, error) {
 
 type slowDisk struct {
 	hv.DiskWriter
-	latency time.Duration
+	h slowHost
+}
+
+func (d slowDisk) Finish() error {
+	d.h.disks.Add(-1)
+	return d.DiskWriter.Finish()
 }
 
 func (d slowDisk) WriteAt(p []byte, off int64) (int, error) {
-	wait, stop := clock.System.After(d.latency)
+	wait, stop := clock.System.After(d.h.latency)
 	defer stop()
 	<-wait
 	return d.DiskWriter.WriteAt(p, off)
 }
 
 func (s *site) slow(latency time.Duration) slowHost {
-	h := slowHost{latency: latency, begun: make(chan struct{}, 1), most: &atomic.Int32{}, now: &atomic.Int32{}}
+	h := slowHost{latency: latency, begun: make(chan struct{}, 1), most: &atomic.Int32{}, now: &atomic.Int32{}, disks: &atomic.Int32{}, widest: &atomic.Int32{}}
 	s.wrap = func(in hv.Hypervisor) hv.Hypervisor {
 		h.Hypervisor = in
 		return h
@@ -198,5 +208,32 @@ func TestRestoresGoOnAfterRestarts(t *testing.T) {
 	}
 	if r := s.backup("b"); r.State != api.StateDone || s.newest("b").Kind != "incremental" {
 		t.Errorf("%+v", s.newest("b"))
+	}
+}
+
+// TestOptionsOfARestore: disks of a VM at once, and options of jobs; what means nothing for a restore is refused.
+func TestOptionsOfARestore(t *testing.T) {
+	s := newSite(t)
+	h := s.slow(30 * time.Millisecond)
+	s.machine("hv1", "db", 1)
+	s.online("hv1")
+	s.backup("db")
+	for n := 1; n <= 2; n++ {
+		h.widest.Store(0)
+		spec := api.RestoreSpec{VMs: []string{"db"}, Host: "hv1", Dir: s.path(fmt.Sprint("disks-", n)), Name: fmt.Sprint("db-", n), ParallelDisks: n,
+			Options: []string{"reconnect=2m", "buffer=1MiB", "limit=100MiB/s"}}
+		if r := s.follow(s.svc().Restore(t.Context(), spec)); r.State != api.StateDone || int(h.widest.Load()) != n {
+			t.Errorf("%d disks at once, want %d: %s %+v", h.widest.Load(), n, r.State, r.Error)
+		}
+	}
+	for _, bad := range []string{"consistency=crash", "reconnect=2h", "nonsense"} {
+		spec := api.RestoreSpec{VMs: []string{"db"}, Host: "hv1", Dir: s.path("bad"), Name: "bad", Options: []string{bad}}
+		if _, err := s.svc().Restore(t.Context(), spec); holdfast.KindOf(err) != holdfast.Invalid || holdfast.HintOf(err) == "" {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+	spec := api.RestoreSpec{VMs: []string{"db"}, Host: "hv1", Dir: s.path("scripted"), Name: "scripted", Options: []string{"precondition=not-there.sh"}}
+	if r := s.follow(s.svc().Restore(t.Context(), spec)); r.State == api.StateDone || len(s.vms("hv1")) != 3 {
+		t.Errorf("a precondition that no administrator placed: %s", r.State)
 	}
 }
