@@ -39,6 +39,7 @@ type Daemon struct {
 	events  *eventLog
 	room    *room
 	shelf   *shelf
+	costs   setCosts
 	jobs    *job.Engine
 	ingest  *ingest.Server
 	links   *wire.Acceptor
@@ -111,7 +112,7 @@ func (d *Daemon) openData() error {
 	}
 	d.events = newEventLog(d.cat, d.c.Clock, d.c.Log)
 	d.undo = append(d.undo, func() error { d.events.Close(); return nil })
-	d.shelf = newShelf(d.c.Drivers, files, d.c.Data, d.events.Emit, d.c.Clock)
+	d.shelf = newShelf(d.c.Drivers, files, d.c.Data, d.costs.hear(d.events.Emit), d.c.Clock)
 	d.shelf.env.Secrets = secretFile
 	d.undo = append(d.undo, d.shelf.closeAll)
 	return nil

@@ -78,6 +78,9 @@ func (k desk) Backup(ctx context.Context, host holdfast.HostID, task holdfast.Ta
 				over(nil)
 				return
 			}
+			if text := k.d.costs.take(m.ID); text != "" {
+				k.d.jobs.Note(task, text)
+			}
 			over(&m)
 		},
 	}, nil

@@ -174,6 +174,15 @@ func (e *Engine) Spent(taskID holdfast.TaskID, agent, pool time.Duration) {
 	}
 }
 
+// Note adds a line about a task to its run's log, durable with the run's next record.
+func (e *Engine) Note(taskID holdfast.TaskID, text string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if t := e.tasks[taskID]; t != nil {
+		t.run.log(e.o.Clock.Now(), t.rec.VMName, "%s", text)
+	}
+}
+
 // Session notes that a data session was opened for a task of the host; end ends it. It returns what the task is about and the session's
 // number for SessionOver. A session that was open before is ended: the agent has given it up.
 func (e *Engine) Session(id holdfast.HostID, taskID holdfast.TaskID, end func(error)) (Assignment, int, error) {

@@ -94,6 +94,13 @@ func TestEveryKindOfPool(t *testing.T) {
 // life is what a pool of the short form goes through.
 func (k *kindOfPool) life(t *testing.T, s *site, rng *rand.Rand) {
 	first := k.back(s)
+	if strings.Contains(k.name, "object") {
+		var runs []struct{ ID string }
+		s.json(&runs, "run", "list", "--limit", "1")
+		if log := s.cli("run", "log", runs[0].ID); !strings.Contains(log, "a GiB)") {
+			t.Errorf("the log does not say how many requests the set took:\n%s", log)
+		}
+	}
 	for round := range times(3) {
 		ext := k.disk.write(rng, 1+rng.IntN(6), 128<<10)
 		x := k.back(s)
