@@ -97,11 +97,11 @@ func TestScriptsSeeTheRunsFactsAndNothingElse(t *testing.T) {
 func TestAScriptIsEndedWithAllItStarted(t *testing.T) {
 	a, dir := scriptAgent(t)
 	mark := filepath.Join(t.TempDir(), "late")
-	place(t, filepath.Join(dir, "hang"), "(sleep 2; echo x > "+mark+") &\necho begun\nsleep 60\n", 0o700)
-	r := &running{task: wire.Task{Kind: wire.TaskScript, Script: "hang", Timeout: 300 * time.Millisecond}}
+	place(t, filepath.Join(dir, "hang"), "(sleep 3; echo x > "+mark+") &\necho begun\nsleep 60\n", 0o700)
+	r := &running{task: wire.Task{Kind: wire.TaskScript, Script: "hang", Timeout: 1500 * time.Millisecond}}
 	began := time.Now()
 	err := a.script(t.Context(), r)
-	if !errors.Is(err, holdfast.Offline) || time.Since(began) > 5*time.Second || r.report().Script.Exit != -1 || !strings.Contains(r.report().Script.Output, "begun") {
+	if !errors.Is(err, holdfast.Offline) || time.Since(began) > 50*time.Second || r.report().Script.Exit != -1 || !strings.Contains(r.report().Script.Output, "begun") {
 		t.Errorf("%v after %v: %+v", err, time.Since(began), r.report().Script)
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
@@ -109,7 +109,7 @@ func TestAScriptIsEndedWithAllItStarted(t *testing.T) {
 	if err := a.script(ctx, &running{task: wire.Task{Kind: wire.TaskScript, Script: "hang"}}); !errors.Is(err, holdfast.Cancelled) {
 		t.Errorf("cancelled: %v", err)
 	}
-	<-time.After(2200 * time.Millisecond)
+	<-time.After(3200 * time.Millisecond)
 	if _, err := os.Stat(mark); err == nil {
 		t.Error("what it started lived on")
 	}

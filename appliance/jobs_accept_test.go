@@ -33,20 +33,88 @@ func soaked(n int) int {
 type latentHost struct {
 	hv.Hypervisor
 	delay time.Duration
+	meet  *meeting // of checkpoints; nil: none
+}
+
+// A meeting lets those who come wait until as many are there as are needed. It proves that they are at work at once, however long each takes.
+type meeting struct {
+	mu         sync.Mutex
+	need, here int
+	most       int // at once
+	all        chan struct{}
+}
+
+// expect begins anew, for so many.
+func (m *meeting) expect(n int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.need, m.here, m.most, m.all = n, 0, 0, make(chan struct{})
+}
+
+func (m *meeting) come(ctx context.Context) error {
+	m.mu.Lock()
+	m.here++
+	m.most = max(m.most, m.here)
+	all := m.all
+	if m.here == m.need {
+		m.need = 0
+		close(all)
+	}
+	m.mu.Unlock()
+	select {
+	case <-all:
+		return nil
+	case <-time.After(time.Minute):
+		return fmt.Errorf("only %d came", m.most)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (m *meeting) leave() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.here--
+}
+
+// met returns how many were at work at once.
+func (m *meeting) met() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.most
 }
 
 func (h latentHost) Checkpoint(ctx context.Context, vm holdfast.VMID, o hv.CheckpointOptions) (hv.Checkpoint, error) {
 	<-time.After(h.delay)
+	left := func() {}
+	if h.meet != nil {
+		if err := h.meet.come(ctx); err != nil {
+			return nil, err
+		}
+		left = sync.OnceFunc(h.meet.leave)
+	}
 	cp, err := h.Hypervisor.Checkpoint(ctx, vm, o)
 	if err != nil {
+		left()
 		return nil, err
 	}
-	return latentCheckpoint{cp, h.delay}, nil
+	return latentCheckpoint{cp, h.delay, left}, nil
 }
 
 type latentCheckpoint struct {
 	hv.Checkpoint
 	delay time.Duration
+	left  func()
+}
+
+func (c latentCheckpoint) Commit(ctx context.Context) (map[holdfast.DiskID]string, error) {
+	defer c.left()
+	return c.Checkpoint.Commit(ctx)
+}
+
+func (c latentCheckpoint) Discard(ctx context.Context) error {
+	defer c.left()
+	return c.Checkpoint.Discard(ctx)
 }
 
 func (c latentCheckpoint) Disks() (out []hv.FrozenDisk) {
@@ -107,16 +175,16 @@ func (s *site) inventoried(n int) {
 	s.wait(fmt.Sprintf("%d VMs are listed", n), func() bool { vms, err := s.svc().VMs(s.t.Context()); s.ok(err); return len(vms) == n })
 }
 
-// TestVMsAndJobsShareAHost: with 20 ms for each request to a disk, eight VMs at once take less than 0.6 of the time that they take one by one, and
-// so do three jobs at once on one host.
+// TestVMsAndJobsShareAHost: eight VMs of a job, and three jobs on one host, are at work at once, and one by one where the job says so. With 20 ms for
+// each request to a disk the ratio of their times is told: below 0.6 on a machine that is free.
 func TestVMsAndJobsShareAHost(t *testing.T) {
-	s := newSite(t)
+	s, meet := newSite(t), &meeting{}
 	var names []string
 	for i := range 8 {
 		names = append(names, fmt.Sprintf("vm%d", i))
 		s.vm("hv1", names[i], 24<<20)
 	}
-	s.serve(s.enroll("hv1"), latentHost{s.host("hv1"), 20 * time.Millisecond}, clock.System)
+	s.serve(s.enroll("hv1"), latentHost{s.host("hv1"), 20 * time.Millisecond, meet}, clock.System)
 	s.inventoried(8)
 	_, err := s.svc().CreateJob(t.Context(), api.JobSpec{Name: "all", Pool: "main", VMs: names, Type: "full"})
 	s.ok(err)
@@ -124,9 +192,13 @@ func TestVMsAndJobsShareAHost(t *testing.T) {
 		_, err := s.svc().CreateJob(t.Context(), api.JobSpec{Name: fmt.Sprint("job", i), Pool: "main", VMs: names[2*i : 2*i+2], Type: "full", Options: []string{"vms=1"}})
 		s.ok(err)
 	}
-	timed := func(do func()) time.Duration {
+	timed := func(atOnce int, do func()) time.Duration {
+		meet.expect(atOnce)
 		began := time.Now()
 		do()
+		if n := meet.met(); n != atOnce {
+			t.Errorf("%d at once, not %d", n, atOnce)
+		}
 		return time.Since(began)
 	}
 	run := func(name string) {
@@ -134,25 +206,23 @@ func TestVMsAndJobsShareAHost(t *testing.T) {
 			t.Errorf("%s: %+v", name, r)
 		}
 	}
+	meet.expect(1)
 	run("all") // what is measured stores nothing new
 	set := func(o string) {
 		_, err := s.svc().SetJob(t.Context(), "all", api.JobChange{Options: []string{o}})
 		s.ok(err)
 	}
 	set("vms=1")
-	serial := timed(func() { run("all") })
+	serial := timed(1, func() { run("all") })
 	set("vms=8")
-	together := timed(func() { run("all") })
+	together := timed(8, func() { run("all") })
 	t.Logf("8 VMs: %v one by one, %v at once: %.2f", serial, together, together.Seconds()/serial.Seconds())
-	if together.Seconds() > 0.6*serial.Seconds() {
-		t.Errorf("8 VMs at once take %v, one by one %v", together, serial)
-	}
-	serial = timed(func() {
+	serial = timed(1, func() {
 		for i := range 3 {
 			run(fmt.Sprint("job", i))
 		}
 	})
-	together = timed(func() {
+	together = timed(3, func() {
 		var wg sync.WaitGroup
 		for i := range 3 {
 			r, err := s.svc().RunJob(t.Context(), fmt.Sprint("job", i), api.JobRun{})
@@ -172,9 +242,6 @@ func TestVMsAndJobsShareAHost(t *testing.T) {
 		wg.Wait()
 	})
 	t.Logf("3 jobs: %v one by one, %v at once: %.2f", serial, together, together.Seconds()/serial.Seconds())
-	if together.Seconds() > 0.6*serial.Seconds() {
-		t.Errorf("3 jobs at once take %v, one by one %v", together, serial)
-	}
 }
 
 // spotless says what a run has left behind: on the host, with the agent, in the pool.
@@ -203,7 +270,7 @@ func TestStoppedAtAnyInstantNothingIsLeft(t *testing.T) {
 	s := newSite(t)
 	s.vm("hv1", "app", 8<<20)
 	s.vm("hv1", "db", 8<<20)
-	s.serve(s.enroll("hv1"), latentHost{s.host("hv1"), 5 * time.Millisecond}, clock.System)
+	s.serve(s.enroll("hv1"), latentHost{s.host("hv1"), 5 * time.Millisecond, nil}, clock.System)
 	s.inventoried(2)
 	_, err := s.svc().CreateJob(t.Context(), api.JobSpec{Name: "j", Pool: "main", Hosts: []string{"hv1"}, Type: "full"})
 	s.ok(err)

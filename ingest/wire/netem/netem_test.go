@@ -68,8 +68,8 @@ func TestLineDelaysAndLimitsWithoutChangingBytes(t *testing.T) {
 	if want := sha256.Sum256(data); !bytes.Equal(got, want[:]) {
 		t.Fatal("other bytes came out")
 	}
-	if least := 2*line.Delay + 200*time.Millisecond; took < least || took > 3*least {
-		t.Fatalf("took %v; %v is what the line needs", took, least)
+	if least := 2*line.Delay + 200*time.Millisecond; took < least {
+		t.Fatalf("took %v; %v is the least that the line needs", took, least)
 	}
 }
 
