@@ -503,7 +503,7 @@ func verifyAfterKill(t *testing.T, h *Host, vm hv.VM, model []byte, alt map[int6
 		t.Fatalf("round %d: %v", round, err)
 	}
 	for _, l := range left {
-		if l.VM() != vm.ID || l.Tag() != "holdfast:churn" {
+		if l.VM() != vm.ID || l.Tag() != "holdfast:churn" && l.Tag() != "" {
 			t.Fatalf("round %d: leftover %v %q", round, l.VM(), l.Tag())
 		}
 		if err := l.Discard(t.Context()); err != nil {
@@ -516,6 +516,9 @@ func verifyAfterKill(t *testing.T, h *Host, vm hv.VM, model []byte, alt map[int6
 	dir, f, err := h.find("vm")
 	if err != nil {
 		t.Fatal(err)
+	}
+	if names, _ := filepath.Glob(filepath.Join(dir, "*.avhdx")); len(names) != 0 {
+		t.Fatalf("round %d: after Discard: %v", round, names)
 	}
 	ref := f.Reference
 	cp := h.mustCheckpoint(t, vm)
@@ -556,4 +559,31 @@ func verifyAfterKill(t *testing.T, h *Host, vm hv.VM, model []byte, alt map[int6
 		t.Fatalf("round %d: left %v", round, names)
 	}
 	return len(left), covered
+}
+
+// TestFilesThatNothingNamesAreLeftovers: an owner killed right before or after it switched vm.json leaves a differencing disk that no
+// checkpoint has.
+func TestFilesThatNothingNamesAreLeftovers(t *testing.T) {
+	h, vm := newLab(t, makeDisk(t, 1<<20, 1, vhdx.CreateOptions{}))
+	dir, f, err := h.find("vm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	stray := filepath.Join(dir, overlayName(f.Disks[0].Name, holdfast.NewID()))
+	if _, err := createOverlay(stray, filepath.Join(dir, f.Disks[0].Path)); err != nil {
+		t.Fatal(err)
+	}
+	left, err := h.Leftovers(t.Context())
+	if err != nil || len(left) != 1 || left[0].VM() != vm.ID {
+		t.Fatalf("leftovers %v, %v", left, err)
+	}
+	if err := left[0].Discard(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if names, _ := filepath.Glob(filepath.Join(dir, "*.avhdx")); len(names) != 0 {
+		t.Fatalf("left %v", names)
+	}
+	if left, err := h.Leftovers(t.Context()); err != nil || len(left) != 0 {
+		t.Fatalf("leftovers %v, %v", left, err)
+	}
 }

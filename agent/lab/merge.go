@@ -199,12 +199,17 @@ func (h *Host) discardDead(ctx context.Context, dir string) error {
 	return h.endCheckpoint(ctx, dir, cp.ID, merging{})
 }
 
-// Leftovers lists recovery checkpoints and restores whose owner is dead.
+// Leftovers lists recovery checkpoints and restores whose owner is dead, and VMs with files of checkpoints that vm.json does not name: their
+// owner was killed right before or after it switched vm.json.
 func (h *Host) Leftovers(context.Context) ([]hv.Leftover, error) {
 	var out []hv.Leftover
 	err := h.each(func(dir string, f *vmFile) error {
 		cp := f.recovery()
 		if cp == nil {
+			if stray, err := f.strays(dir); err != nil || !stray {
+				return err
+			}
+			out = append(out, &strayFiles{host: h, dir: dir, vm: f.ID})
 			return nil
 		}
 		if isTaken(filepath.Join(dir, ownerLock(cp.ID))) {
@@ -232,3 +237,38 @@ func (l *leftover) Tag() string       { return l.tag }
 
 // Discard merges what the dead owner left, or finishes the merge that it had begun.
 func (l *leftover) Discard(ctx context.Context) error { return l.host.discardDead(ctx, l.dir) }
+
+// strays tells whether the folder has overlays that vm.json does not name.
+func (f *vmFile) strays(dir string) (bool, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return false, fileError("look for leftovers", err)
+	}
+	live := make(map[string]bool)
+	for i := range f.Disks {
+		for _, name := range f.Disks[i].chain() {
+			live[name] = true
+		}
+	}
+	for _, e := range entries {
+		if isOverlay(e.Name()) && !live[e.Name()] {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// strayFiles are files of a checkpoint that vm.json does not name.
+type strayFiles struct {
+	host *Host
+	dir  string
+	vm   holdfast.VMID
+}
+
+func (l *strayFiles) VM() holdfast.VMID { return l.vm }
+func (l *strayFiles) Tag() string       { return "" }
+
+// Discard removes them. Every change of a VM does so; under its locks, what a living owner is making is named by vm.json or not there yet.
+func (l *strayFiles) Discard(ctx context.Context) error {
+	return l.host.change(ctx, l.dir, func(*vmFile) error { return nil })
+}

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -141,6 +142,12 @@ func TestKilledAgentCleansUp(t *testing.T) {
 // settle waits until no run is under way and no checkpoint is open.
 func (s *site) settle(vm string) {
 	s.t.Helper()
+	var last string
+	defer func() {
+		if s.t.Failed() {
+			s.t.Log("seen last:", last)
+		}
+	}()
 	s.eventually(60*time.Second, "all runs have ended", func() bool {
 		var runs []struct {
 			State string `json:"state"`
@@ -150,9 +157,11 @@ func (s *site) settle(vm string) {
 		}
 		for _, r := range runs {
 			if r.State == "running" || r.State == "queued" {
+				last, _ = s.try("run", "list")
 				return false
 			}
 		}
+		last = fmt.Sprint("checkpoints ", checkpoints(s.lab))
 		return len(checkpoints(s.lab)) == 0
 	})
 }
