@@ -8,7 +8,7 @@ import (
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/fsys"
 	"github.com/holdfast-backup/holdfast/pools"
-	"github.com/holdfast-backup/holdfast/pools/memory"
+	"github.com/holdfast-backup/holdfast/pools/memory/memorytest"
 	"github.com/holdfast-backup/holdfast/pools/pooltest"
 )
 
@@ -21,42 +21,10 @@ func soak(t *testing.T) int {
 	return max(1, min(n, 1000))
 }
 
-// memoryHarness makes pools of the reference driver.
-func memoryHarness() pooltest.Harness {
-	media := map[pools.Pool]*memory.Medium{}
-	open := func(t pooltest.T, m *memory.Medium) pools.Pool {
-		p, err := m.Open()
-		if err != nil {
-			t.Fatalf("open: %v", err)
-		}
-		media[p] = m
-		return p
-	}
-	return pooltest.Harness{
-		New: func(t pooltest.T) pools.Pool {
-			m, err := memory.NewMedium(holdfast.PoolID{ID: holdfast.NewID()}, defaultChunking(t))
-			if err != nil {
-				t.Fatalf("new: %v", err)
-			}
-			return open(t, m)
-		},
-		Reopen: func(t pooltest.T, p pools.Pool) pools.Pool {
-			if err := p.Close(); err != nil {
-				t.Fatalf("close: %v", err)
-			}
-			return open(t, media[p])
-		},
-		Crash: func(t pooltest.T, p pools.Pool) pools.Pool {
-			media[p].Kill()
-			return open(t, media[p])
-		},
-	}
-}
-
 // Goal: whatever happens, dedup and memory pools restore the same. Method: random histories with crashes and restarts.
 func TestHistoriesRestoreAsTheReferenceDoes(t *testing.T) {
 	for seed := range uint64(6 * soak(t)) {
-		pooltest.RunHistory(t, pooltest.History{Seed: seed, Steps: 60, Pools: map[string]pooltest.Harness{"dedup": harness(t), "memory": memoryHarness()}})
+		pooltest.RunHistory(t, pooltest.History{Seed: seed, Steps: 60, Pools: map[string]pooltest.Harness{"dedup": harness(t), "memory": memorytest.Harness()}})
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/fsys"
 	"github.com/holdfast-backup/holdfast/pools"
+	"github.com/holdfast-backup/holdfast/pools/memory/memorytest"
 	"github.com/holdfast-backup/holdfast/pools/pooltest"
 	"github.com/holdfast-backup/holdfast/pools/seal"
 )
@@ -37,7 +38,7 @@ func TestSealedConformance(t *testing.T) {
 // Goal: encrypted and memory pools restore the same, whatever happens. Method: random histories with crashes and restarts.
 func TestSealedHistoriesRestoreAsTheReferenceDoes(t *testing.T) {
 	for seed := range uint64(3 * soak(t)) {
-		pooltest.RunHistory(t, pooltest.History{Seed: 100 + seed, Steps: 50, Pools: map[string]pooltest.Harness{"sealed": sealedHarness(t, sealed()), "memory": memoryHarness()}})
+		pooltest.RunHistory(t, pooltest.History{Seed: 100 + seed, Steps: 50, Pools: map[string]pooltest.Harness{"sealed": sealedHarness(t, sealed()), "memory": memorytest.Harness()}})
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/fsys"
 	"github.com/holdfast-backup/holdfast/pools"
+	"github.com/holdfast-backup/holdfast/pools/memory/memorytest"
 	"github.com/holdfast-backup/holdfast/pools/parity"
 	"github.com/holdfast-backup/holdfast/pools/pooltest"
 )
@@ -163,7 +164,7 @@ func TestStripedConformance(t *testing.T) {
 		t.Run(strings.ReplaceAll(c.Name, "/", "-"), func(t *testing.T) { c.Run(t, h) })
 	}
 	t.Run("histories", func(t *testing.T) {
-		pooltest.RunHistory(t, pooltest.History{Seed: 3, Steps: 60 * soak(t), Pools: map[string]pooltest.Harness{"striped": h, "memory": memoryHarness()}})
+		pooltest.RunHistory(t, pooltest.History{Seed: 3, Steps: 60 * soak(t), Pools: map[string]pooltest.Harness{"striped": h, "memory": memorytest.Harness()}})
 	})
 }
 

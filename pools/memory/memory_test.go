@@ -7,54 +7,13 @@ import (
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/pools"
 	"github.com/holdfast-backup/holdfast/pools/memory"
+	"github.com/holdfast-backup/holdfast/pools/memory/memorytest"
 	"github.com/holdfast-backup/holdfast/pools/pooltest"
 )
 
-// harness makes memory pools and remembers which medium each of them has open.
-func harness() pooltest.Harness {
-	media := map[pools.Pool]*memory.Medium{}
-	open := func(t pooltest.T, m *memory.Medium) pools.Pool {
-		p, err := m.Open()
-		if err != nil {
-			t.Fatalf("open: %v", err)
-		}
-		media[p] = m
-		return p
-	}
-	return pooltest.Harness{
-		New: func(t pooltest.T) pools.Pool {
-			c, err := holdfast.ParseChunking("")
-			if err != nil {
-				t.Fatalf("chunking: %v", err)
-			}
-			m, err := memory.NewMedium(holdfast.PoolID{ID: holdfast.NewID()}, c)
-			if err != nil {
-				t.Fatalf("new: %v", err)
-			}
-			return open(t, m)
-		},
-		Reopen: func(t pooltest.T, p pools.Pool) pools.Pool {
-			if err := p.Close(); err != nil {
-				t.Fatalf("close: %v", err)
-			}
-			return open(t, media[p])
-		},
-		Crash: func(t pooltest.T, p pools.Pool) pools.Pool {
-			media[p].Kill()
-			return open(t, media[p])
-		},
-		Corrupt: func(t pooltest.T, p pools.Pool) pools.Pool {
-			for _, d := range media[p].Digests()[:3] {
-				media[p].Flip(d)
-			}
-			return p
-		},
-	}
-}
-
 // TestConformance runs every named check of the Pool interface on the reference driver.
 func TestConformance(t *testing.T) {
-	h := harness()
+	h := memorytest.Harness()
 	for _, c := range pooltest.Checks() {
 		t.Run(c.Name, func(t *testing.T) { c.Run(t, h) })
 	}

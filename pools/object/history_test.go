@@ -9,45 +9,9 @@ import (
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/pools"
 	"github.com/holdfast-backup/holdfast/pools/blob/s3store/s3test"
-	"github.com/holdfast-backup/holdfast/pools/memory"
+	"github.com/holdfast-backup/holdfast/pools/memory/memorytest"
 	"github.com/holdfast-backup/holdfast/pools/pooltest"
 )
-
-// memoryHarness makes pools of the reference driver.
-func memoryHarness() pooltest.Harness {
-	media := map[pools.Pool]*memory.Medium{}
-	open := func(t pooltest.T, m *memory.Medium) pools.Pool {
-		p, err := m.Open()
-		if err != nil {
-			t.Fatalf("open: %v", err)
-		}
-		media[p] = m
-		return p
-	}
-	return pooltest.Harness{
-		New: func(t pooltest.T) pools.Pool {
-			c, err := holdfast.ParseChunking("")
-			if err != nil {
-				t.Fatalf("chunking: %v", err)
-			}
-			m, err := memory.NewMedium(holdfast.PoolID{ID: holdfast.NewID()}, c)
-			if err != nil {
-				t.Fatalf("new: %v", err)
-			}
-			return open(t, m)
-		},
-		Reopen: func(t pooltest.T, p pools.Pool) pools.Pool {
-			if err := p.Close(); err != nil {
-				t.Fatalf("close: %v", err)
-			}
-			return open(t, media[p])
-		},
-		Crash: func(t pooltest.T, p pools.Pool) pools.Pool {
-			media[p].Kill()
-			return open(t, media[p])
-		},
-	}
-}
 
 // Goal: whatever happens, object and memory pools restore the same. Method: random histories with crashes and restarts, the last one
 // through a line on which every kind of fault that passes comes up again and again.
@@ -55,7 +19,7 @@ func TestHistoriesRestoreAsTheReferenceDoes(t *testing.T) {
 	t.Parallel()
 	y := newYard(t, "histories", false)
 	for seed := range uint64(soak()) {
-		pooltest.RunHistory(t, pooltest.History{Seed: seed, Steps: 30, Pools: map[string]pooltest.Harness{"object": y.harness(), "memory": memoryHarness()}})
+		pooltest.RunHistory(t, pooltest.History{Seed: seed, Steps: 30, Pools: map[string]pooltest.Harness{"object": y.harness(), "memory": memorytest.Harness()}})
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/pools"
+	"github.com/holdfast-backup/holdfast/pools/memory/memorytest"
 	"github.com/holdfast-backup/holdfast/pools/pooltest"
 )
 
@@ -61,7 +62,7 @@ func TestStripedConformance(t *testing.T) {
 			c.Run(t, h)
 		})
 	}
-	pooltest.RunHistory(t, pooltest.History{Seed: 5, Steps: 20 * soak(), Pools: map[string]pooltest.Harness{"striped": h, "memory": memoryHarness()}})
+	pooltest.RunHistory(t, pooltest.History{Seed: 5, Steps: 20 * soak(), Pools: map[string]pooltest.Harness{"striped": h, "memory": memorytest.Harness()}})
 }
 
 // Goal: any one of three buckets can be lost, a new one is rebuilt while backups run, and then another can be lost.

@@ -8,7 +8,7 @@ import (
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/fsys"
 	"github.com/holdfast-backup/holdfast/pools"
-	"github.com/holdfast-backup/holdfast/pools/memory"
+	"github.com/holdfast-backup/holdfast/pools/memory/memorytest"
 	"github.com/holdfast-backup/holdfast/pools/pooltest"
 )
 
@@ -21,38 +21,6 @@ func soak() int {
 	return max(1, min(n, 1000))
 }
 
-// memoryHarness makes pools of the reference driver.
-func memoryHarness() pooltest.Harness {
-	media := map[pools.Pool]*memory.Medium{}
-	open := func(t pooltest.T, m *memory.Medium) pools.Pool {
-		p, err := m.Open()
-		if err != nil {
-			t.Fatalf("open: %v", err)
-		}
-		media[p] = m
-		return p
-	}
-	return pooltest.Harness{
-		New: func(t pooltest.T) pools.Pool {
-			m, err := memory.NewMedium(holdfast.PoolID{ID: holdfast.NewID()}, defaultChunking(t))
-			if err != nil {
-				t.Fatalf("new: %v", err)
-			}
-			return open(t, m)
-		},
-		Reopen: func(t pooltest.T, p pools.Pool) pools.Pool {
-			if err := p.Close(); err != nil {
-				t.Fatalf("close: %v", err)
-			}
-			return open(t, media[p])
-		},
-		Crash: func(t pooltest.T, p pools.Pool) pools.Pool {
-			media[p].Kill()
-			return open(t, media[p])
-		},
-	}
-}
-
 // Goal: whatever happens, standard and memory pools restore the same. Method: random histories with crashes and restarts, on a pool as
 // it is and on one in which everything is so small that it ends, slides and falls back all the time.
 func TestHistoriesRestoreAsTheReferenceDoes(t *testing.T) {
@@ -60,7 +28,7 @@ func TestHistoriesRestoreAsTheReferenceDoes(t *testing.T) {
 		pooltest.RunHistory(t, pooltest.History{Seed: seed, Steps: 60, Pools: map[string]pooltest.Harness{
 			"standard": harness(shape{paths: 1}),
 			"small":    harness(shape{paths: 2, target: 4 << 10, window: 6, look: true}),
-			"memory":   memoryHarness(),
+			"memory":   memorytest.Harness(),
 		}})
 	}
 }
