@@ -24,7 +24,7 @@ var floors = [][]string{
 	{"", "internal/clock", "internal/direct"}, // the ground floor
 	{"fsys", "nbd", "internal/cli", "internal/process", "ingest/wire", "ingest/chunk", "agent/hv", "agent/vhdx", "pools/seal", "tape/scsi"},
 	{"kv", "ingest/wire/netem", "pools/blob", "pools/container", "agent/restore", "agent/transport", "tape/emu", "tape/conform", "tape/iscsi", "tape/drive", "tape/changer", "tape/stream"},
-	{"pools", "pools/blob/dirstore", "pools/blob/s3store", "pools/blob/s3store/s3test", "pools/blob/blobtest", "pools/parity", "pools/sidecar", "catalog", "agent/lab", "tape/hft", "tape/ltfs", "tape/iscsi/tgttest"},
+	{"pools", "pools/blob/dirstore", "pools/blob/s3store", "pools/blob/s3store/s3test", "pools/blob/blobtest", "pools/parity", "pools/sidecar", "catalog", "agent/lab", "tape/hft", "tape/ltfs", "tape/iscsi/tgttest", "tape/library"},
 	{"pools/memory", "pools/dedup", "pools/standard", "pools/pooltest", "agent", "appliance/schedule", "appliance/retain", "appliance/notify", "appliance/site", "rescue"},
 	{"ingest", "pools/object", "appliance/restore", "pools/memory/memorytest"}, // an object pool is a dedup pool over a bucket
 	{"appliance/auth", "appliance/job"},
