@@ -22,7 +22,7 @@ type seedEntry struct {
 }
 
 // openParts are the parts under whose names entries may be open.
-var openParts = []string{"LAN-free", "replication", "console", "Windows installer", "tape", "mount", "networks", "restore options"}
+var openParts = []string{"LAN-free", "replication", "console", "Windows installer", "tape", "mount", "restore options"}
 
 const (
 	oracle   = "appliance/schedule.TestNextAgreesWithTheOracle"
@@ -51,8 +51,8 @@ var seed = []seedEntry{
 	{11, "compression, channels, reconnection, speed limit; replication", options + " " + cuts + " " + speed, "replication"},
 	{12, "restore of virtual machines and virtual disks", matrix + " " + disk, ""},
 	{13, "IPv4 and IPv6", "appliance.TestAgentsComeByIPv6", ""},
-	{28, "data network", "", "networks"},
-	{29, "preferred egress address of a host", "", "networks"},
+	{28, "data network", "appliance.TestDataGoesThroughTheDataNetwork", ""},
+	{29, "preferred egress address of a host", "appliance.TestDataLeavesFromTheEgressAddress", ""},
 	{34, "full: all disks at a point in time", rounds, ""},
 	{35, "incremental: what changed since the last backup", rounds, ""},
 	{36, "weekly full and daily incremental", "appliance.TestSchedulesStartJobs", ""},

@@ -22,8 +22,9 @@ type Control interface {
 	Run(ctx context.Context, h transport.Handler) error
 	Inventory(ctx context.Context, inv wire.Inventory) error
 	Report(ctx context.Context, rs []wire.Report) error
-	// Dial opens a link for the data of one task.
-	Dial(ctx context.Context, o wire.LinkOptions) (*wire.Link, error)
+	// DialBy opens a link for the data of one task.
+	// It goes the way that r says, if not nil.
+	DialBy(ctx context.Context, r *wire.Route, o wire.LinkOptions) (*wire.Link, error)
 }
 
 // Options makes an Agent. Hypervisor, Control and Dir are needed; the zero value of the rest is the default.
@@ -281,6 +282,11 @@ func (a *Agent) inventory(ctx context.Context) (wire.Inventory, error) {
 	for i := range vms {
 		inv.VMs = append(inv.VMs, wireVM(&vms[i]))
 	}
+	addrs, err := wire.LocalAddresses()
+	if err != nil { // the list is there to choose from; backups do without
+		a.o.Log.Warn("listing the host's addresses", "error", err)
+	}
+	inv.Addresses = wire.Reachable(addrs)
 	return inv, nil
 }
 

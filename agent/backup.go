@@ -59,7 +59,7 @@ func (a *Agent) findVM(ctx context.Context, id holdfast.VMID) (*hv.VM, error) {
 }
 
 func (a *Agent) dial(ctx context.Context, t *wire.Task) (*wire.Link, error) {
-	return a.o.Control.Dial(ctx, wire.LinkOptions{
+	return a.o.Control.DialBy(ctx, t.Route, wire.LinkOptions{
 		ReplayBytes: t.Buffer, Window: t.Reconnect, Clock: a.o.Clock,
 		OnBreak: func(err error) { a.o.Log.Warn("connection lost, trying again", "task", t.ID.String(), "error", err) },
 	})

@@ -130,7 +130,7 @@ func (h *house) Report(_ context.Context, rs []wire.Report) error {
 	return nil
 }
 
-func (h *house) Dial(ctx context.Context, o wire.LinkOptions) (*wire.Link, error) {
+func (h *house) DialBy(ctx context.Context, _ *wire.Route, o wire.LinkOptions) (*wire.Link, error) {
 	return wire.Dial(ctx, func(ctx context.Context) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "tcp", h.ln.Addr().String())

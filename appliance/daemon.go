@@ -51,6 +51,8 @@ type Daemon struct {
 	measure *measures
 	herald  *herald
 
+	networks networks
+
 	applying sync.Mutex // held while a site file is applied: one at a time
 
 	files fsys.FS // the data folder
@@ -122,7 +124,10 @@ func (d *Daemon) openData() error {
 func (d *Daemon) openEngine() error {
 	d.service = &Service{d: d, started: d.c.Clock.Now().UTC()}
 	d.planner = newPlanner(d.service)
-	d.jobs = job.New(job.Options{Catalog: d.cat, Clock: d.c.Clock, Listener: d.events.Emit, Ended: d.planner.over})
+	if err := d.networks.load(d.cat); err != nil {
+		return err
+	}
+	d.jobs = job.New(job.Options{Catalog: d.cat, Clock: d.c.Clock, Listener: d.events.Emit, Ended: d.planner.over, Route: d.route})
 	d.undo = append(d.undo, func() error { d.jobs.Close(); return nil })
 	if err := d.jobs.Recover(d.ctx); err != nil {
 		return err

@@ -153,6 +153,7 @@ func (d *Daemon) welcome(conn net.Conn, config *tls.Config, control *handover, t
 		wire.Refuse(tc, err)
 		return
 	}
+	d.networks.came(p.Host, api.DataPath{Time: d.c.Clock.Now().UTC(), From: hostOf(conn.RemoteAddr()), To: hostOf(conn.LocalAddr())})
 	if err := d.links.Serve(d.ctx, tc, p.Host); err != nil && d.ctx.Err() == nil {
 		d.refused(conn.RemoteAddr(), err)
 	}
@@ -241,6 +242,14 @@ func (d *Daemon) refusedRequest(r *http.Request, err error) {
 }
 
 func (d *Daemon) refused(from net.Addr, err error) { d.refusedAt(from.String(), err) }
+
+// hostOf returns an address without its port.
+func hostOf(a net.Addr) string {
+	if host, _, err := net.SplitHostPort(a.String()); err == nil {
+		return host
+	}
+	return a.String()
+}
 
 // refusedAt records that somebody was turned away.
 func (d *Daemon) refusedAt(from string, err error) {

@@ -175,6 +175,9 @@ func (s *Service) applyChange(ctx context.Context, d *job.Definition, c api.JobC
 			return err
 		}
 	}
+	if err := s.checkNetwork(d.Options.Network); err != nil {
+		return err
+	}
 	if c.Enabled != nil {
 		d.Enabled = *c.Enabled
 	}

@@ -52,24 +52,6 @@ func (s *Service) protect(ctx context.Context, key, what string, l api.Label) er
 	return nil
 }
 
-// ProtectHost implements api.Service.
-func (s *Service) ProtectHost(ctx context.Context, name string, l api.Label) (api.Host, error) {
-	rec, err := s.hostRecord(name)
-	if err != nil {
-		return api.Host{}, err
-	}
-	if err := s.protect(ctx, protectedHost+rec.ID.String(), "host "+rec.Name, l); err != nil {
-		return api.Host{}, err
-	}
-	hs, err := s.Hosts(ctx)
-	for _, h := range hs {
-		if h.ID == rec.ID.String() {
-			return h, err
-		}
-	}
-	return api.Host{}, err
-}
-
 func (s *Service) hostRecord(name string) (rec catalog.Host, err error) {
 	if name == "" {
 		return rec, holdfast.Errorf(holdfast.Invalid, "find host", "no host is named").Advise("name it with --host; 'holdfast host list' shows the hosts there are")

@@ -33,6 +33,9 @@ func (s *Service) restore(ctx context.Context, spec api.RestoreSpec, later strin
 	if js.Options, err = restoreTuning(&spec); err != nil {
 		return api.Run{}, err
 	}
+	if err := s.checkNetwork(js.Options.Network); err != nil {
+		return api.Run{}, err
+	}
 	var vms []catalog.VM
 	for i := range plans {
 		p := &plans[i]
@@ -62,10 +65,10 @@ func restoreTuning(spec *api.RestoreSpec) (job.Tuning, error) {
 	for _, text := range spec.Options {
 		name, _, _ := strings.Cut(text, "=")
 		switch strings.ToLower(strings.TrimSpace(name)) {
-		case "vms", "disks", "reconnect", "buffer", "limit", "precondition", "pre-script", "post-script", "script-timeout", "priority":
+		case "vms", "disks", "reconnect", "buffer", "limit", "precondition", "pre-script", "post-script", "script-timeout", "priority", "network":
 		default:
 			return o, holdfast.Errorf(holdfast.Invalid, "restore", "%q is no option of a restore", name).
-				Advise("options are vms, disks, reconnect, buffer, limit, precondition, pre-script, post-script, script-timeout, priority")
+				Advise("options are vms, disks, reconnect, buffer, limit, precondition, pre-script, post-script, script-timeout, priority, network")
 		}
 		if err := o.Set(text); err != nil {
 			return o, err

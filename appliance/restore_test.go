@@ -383,13 +383,13 @@ func TestProtectedIsNoTarget(t *testing.T) {
 	if vms, err := s.svc().VMs(t.Context()); err != nil || !vms[0].Protected {
 		t.Errorf("%+v, %v", vms, err)
 	}
-	_, err = s.svc().ProtectHost(t.Context(), "hv1", api.Label{Protected: true})
+	_, err = s.svc().SetHost(t.Context(), "hv1", api.HostChange{Protected: new(true)})
 	s.ok(err)
 	refused(true, over, disk, beside)
 	if hs, err := s.svc().Hosts(t.Context()); err != nil || !hs[0].Protected {
 		t.Errorf("%+v, %v", hs, err)
 	}
-	_, err = s.svc().ProtectHost(t.Context(), "hv1", api.Label{})
+	_, err = s.svc().SetHost(t.Context(), "hv1", api.HostChange{Protected: new(false)})
 	s.ok(err)
 	if r := s.follow(s.svc().Restore(t.Context(), beside)); r.State != api.StateDone {
 		t.Errorf("%+v", r.Error)

@@ -158,6 +158,7 @@ func (s *Service) Hosts(context.Context) ([]api.Host, error) {
 	for _, h := range recs {
 		x := api.Host{ID: h.ID.String(), Name: h.Name, State: api.HostOffline, Seen: h.LastSeen, Product: h.Info.Product, Version: h.Info.Version,
 			Agent: h.Info.Name, VMs: count[h.ID], Protected: labels.host(h.ID)}
+		s.d.showWay(&x, h.ID)
 		if s.d.jobs.Online(h.ID) {
 			x.State, x.Seen = api.HostOnline, s.now()
 		}
@@ -200,7 +201,15 @@ func (s *Service) RemoveHost(ctx context.Context, name string) (api.Host, error)
 		return api.Host{}, err
 	}
 	s.d.jobs.Disconnect(rec.ID)
-	err = s.d.cat.Update(ctx, func(tx *catalog.Tx) error { return tx.DeleteHost(rec.ID) })
+	err = s.d.cat.Update(ctx, func(tx *catalog.Tx) error {
+		if err := tx.DeleteSetting(hostNetwork + rec.ID.String()); err != nil {
+			return err
+		}
+		return tx.DeleteHost(rec.ID)
+	})
+	if err == nil {
+		err = s.d.networks.load(s.d.cat)
+	}
 	return api.Host{ID: rec.ID.String(), Name: rec.Name, State: api.HostOffline, Seen: rec.LastSeen}, err
 }
 

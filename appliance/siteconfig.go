@@ -10,7 +10,7 @@ import (
 
 // siteParts are the sections of a site file, in the order in which things need each other.
 func (s *Service) siteParts() []site.Part {
-	return []site.Part{poolPart{s}, hostPart{s}, notifyPart{s}, targetPart{s}, jobPart{s}, retentionPart{s}}
+	return []site.Part{poolPart{s}, networkPart{s}, hostPart{s}, notifyPart{s}, targetPart{s}, jobPart{s}, retentionPart{s}, vmPart{s}}
 }
 
 // ExportConfig implements api.Config.

@@ -3,7 +3,6 @@ package appliance
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
 
@@ -192,114 +191,6 @@ func (p poolPart) Change(ctx context.Context, name string, _, now site.Item) err
 func (p poolPart) Delete(ctx context.Context, name string) error {
 	_, err := p.s.DeletePool(ctx, name, true)
 	return err
-}
-
-// A siteHost is a host in a site file: its name is all.
-type siteHost struct{}
-
-type hostPart struct{ s *Service }
-
-func (hostPart) Section() string { return "hosts" }
-func (hostPart) Remark() string {
-	return "A host that is not there yet gets a one-time key, which apply prints: its agent must be enrolled with it on the host."
-}
-
-// Current lists hosts that are enrolled, and those whose keys wait to be used.
-func (p hostPart) Current(context.Context) (map[string]site.Item, error) {
-	hosts, err := everyPage(p.s.d.cat, func(tx *catalog.Tx, page catalog.Page) ([]catalog.Host, catalog.Cursor, error) { return tx.Hosts(page) })
-	if err != nil {
-		return nil, err
-	}
-	out := map[string]site.Item{}
-	for _, h := range hosts {
-		if h.State != catalog.HostPending { // one whose key has expired needs another
-			out[h.Name] = site.Item{}
-		}
-	}
-	keys, err := p.keys()
-	for _, k := range keys {
-		out[k.HostName] = site.Item{}
-	}
-	return out, err
-}
-
-// keys lists the keys that can still be used.
-func (p hostPart) keys() ([]catalog.EnrolKey, error) {
-	all, err := everyPage(p.s.d.cat, func(tx *catalog.Tx, page catalog.Page) ([]catalog.EnrolKey, catalog.Cursor, error) {
-		return tx.EnrolKeys(page)
-	})
-	var out []catalog.EnrolKey
-	for _, k := range all {
-		if k.UsedAt.IsZero() && k.Expires.After(p.s.now()) {
-			out = append(out, k)
-		}
-	}
-	return out, err
-}
-
-func (hostPart) Normal(name string, it site.Item) (site.Item, error) {
-	var x siteHost
-	if err := site.Decode(it, &x); err != nil {
-		return nil, err
-	}
-	if strings.TrimSpace(name) == "" || len(name) > 64 {
-		return nil, holdfast.Errorf(holdfast.Invalid, "", "a host's name has 1 to 64 characters")
-	}
-	return site.Encode(x)
-}
-
-func (hostPart) Refuse(string, site.Item, site.Item) error { return nil }
-
-func (hostPart) Loss(_ context.Context, _ string, _, now site.Item) (string, error) {
-	if now != nil {
-		return "", nil
-	}
-	return "its agent will be turned away for good, or its key be worthless; to come back it must be enrolled anew. Its backup sets stay", nil
-}
-
-func (p hostPart) Create(ctx context.Context, name string, _ site.Item) (site.Made, error) {
-	k, err := p.s.EnrollHost(ctx, name)
-	if err == nil {
-		err = p.expect(ctx, name)
-	}
-	return site.Made{Secret: k.Key, Text: fmt.Sprintf("on the host, until %s: holdfast-agent enroll --data DIR --server %s --key KEY", k.Expires.Format("2006-01-02 15:04 MST"), k.Server)}, err
-}
-
-// expect makes the record of a host that has not come yet, so that jobs can be for it.
-func (p hostPart) expect(ctx context.Context, name string) error {
-	return p.s.d.cat.Update(ctx, func(tx *catalog.Tx) error {
-		if _, err := tx.HostByName(name); !errors.Is(err, holdfast.NotExist) {
-			return err
-		}
-		return tx.PutHost(catalog.Host{ID: holdfast.HostID{ID: holdfast.NewID()}, Name: name, State: catalog.HostPending})
-	})
-}
-
-func (hostPart) Change(context.Context, string, site.Item, site.Item) error { return nil }
-
-// Delete removes the host, and the keys that wait for it.
-func (p hostPart) Delete(ctx context.Context, name string) error {
-	keys, err := p.keys()
-	if err != nil {
-		return err
-	}
-	err = p.s.d.cat.Update(ctx, func(tx *catalog.Tx) error {
-		for _, k := range keys {
-			if k.HostName == name {
-				if err := tx.DeleteEnrolKey(k.Hash); err != nil {
-					return err
-				}
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	if _, err := p.s.RemoveHost(ctx, name); err != nil && holdfast.KindOf(err) != holdfast.NotExist { // it was only waited for
-		return err
-	}
-	return nil
 }
 
 // notifyPart has one item, "settings".

@@ -136,6 +136,7 @@ func (a *API) registerREST() {
 		return s.RemoveHost(ctx, in.Name)
 	})
 	route(a, "GET", "/v1/vms", "List virtual machines", 200, func(ctx context.Context, _ *none) ([]VM, error) { return list(s.VMs(ctx)) })
+	a.registerNetworks()
 	a.registerKeys()
 	a.registerNotify()
 	a.registerConfig()

@@ -88,7 +88,7 @@ type (
 		Spec    RestoreSpec `json:"spec"`
 	}
 
-	// Label changes the label of a host or a VM.
+	// Label changes the label of a VM.
 	Label struct {
 		Protected bool `json:"protected" doc:"true: never the target of a restore until an administrator takes it off"`
 	}
@@ -111,7 +111,6 @@ type Restorer interface {
 	// CancelRestoreLater forgets it.
 	CancelRestoreLater(ctx context.Context, id string) (RestoreAt, error)
 
-	ProtectHost(ctx context.Context, name string, l Label) (Host, error)
 	ProtectVM(ctx context.Context, name string, l Label) (VM, error)
 }
 
@@ -131,9 +130,6 @@ func (a *API) registerRestores() {
 	})
 	route(a, "DELETE", "/v1/restores/later/{id}", "Forget a restore that has not begun", 200, func(ctx context.Context, in *byID) (RestoreAt, error) {
 		return s.CancelRestoreLater(ctx, in.ID)
-	})
-	route(a, "PATCH", "/v1/hosts/{name}", "Change a host's label", 200, func(ctx context.Context, in *labelIn) (Host, error) {
-		return s.ProtectHost(ctx, in.Name, in.Body)
 	})
 	route(a, "PATCH", "/v1/vms/{name}", "Change a virtual machine's label", 200, func(ctx context.Context, in *labelIn) (VM, error) {
 		return s.ProtectVM(ctx, in.Name, in.Body)

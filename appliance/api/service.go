@@ -53,6 +53,7 @@ type Service interface {
 	ExportDisk(ctx context.Context, id string, disk int) (Export, error)
 
 	Jobs
+	Networks
 	Retention
 
 	RebuildCatalog(ctx context.Context) (Run, error)

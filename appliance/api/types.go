@@ -127,6 +127,12 @@ type (
 		VMs      int       `json:"vms"`
 
 		Protected bool `json:"protected,omitempty" doc:"nothing is restored to it"`
+
+		DataNetwork string       `json:"data_network,omitempty" doc:"name or CIDR of the network that its backups and restores go through"`
+		Egress      string       `json:"egress,omitempty" doc:"its address that they leave from"`
+		DataPath    *DataPath    `json:"data_path,omitempty" doc:"the last data connection since the appliance was started"`
+		Addresses   []NetAddress `json:"addresses,omitempty" doc:"that its agent reports"`
+		Problem     string       `json:"problem,omitempty" doc:"why its data will not get through as it is set up"`
 	}
 
 	// VM is a virtual machine that a host has, or that there are sets of.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/catalog"
+	"github.com/holdfast-backup/holdfast/ingest/wire"
 	"github.com/holdfast-backup/holdfast/internal/clock"
 )
 
@@ -32,6 +33,9 @@ type Options struct {
 	Reconnect time.Duration // 0: DefaultReconnect
 	// Ended, if set, is called with each run that is over, after its record is durable. It must return quickly and may call the engine.
 	Ended func(View)
+	// Route, if set, says which way the data of a host's task goes, where its job names a network or "" for what holds for the host. It must
+	// return quickly and must not call the engine.
+	Route func(host holdfast.HostID, network string) *wire.Route
 }
 
 // An Engine runs runs. Methods are safe for concurrent use.

@@ -18,6 +18,7 @@ type host struct {
 	queue   []*task // waiting for a turn
 	atWork  []*task // handed to the agent, not ended
 	skipped map[holdfast.VMID][]string
+	addrs   []wire.HostAddress // as the host last said
 
 	inventories int // counts those that were recorded
 	losses      int // counts the streams that were lost
@@ -113,6 +114,16 @@ func (e *Engine) Skipped(id holdfast.HostID) map[holdfast.VMID][]string {
 	return nil
 }
 
+// Addresses returns the host's addresses, as it last said since the appliance was started.
+func (e *Engine) Addresses(id holdfast.HostID) []wire.HostAddress {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if h := e.hosts[id]; h != nil {
+		return h.addrs
+	}
+	return nil
+}
+
 // Disconnect ends a host's stream and fails what it was at: the host was removed.
 func (e *Engine) Disconnect(id holdfast.HostID) {
 	e.mu.Lock()
@@ -170,7 +181,16 @@ func (e *Engine) hand(h *host, t *task) {
 	t.sent, t.heard = true, true
 	t.rec.State, t.rec.Started = catalog.RunRunning, now
 	t.run.log(now, t.rec.VMName, "begins on host %s", h.name)
-	h.stream.push(wire.Notice{Task: t.wireTask()})
+	h.stream.push(e.notice(t))
+}
+
+// notice is how a task is told to its agent. The caller has e.mu.
+func (e *Engine) notice(t *task) wire.Notice {
+	w := t.wireTask()
+	if e.o.Route != nil && w.Kind != wire.TaskScript {
+		w.Route = e.o.Route(t.host.id, t.run.spec.Options.Network)
+	}
+	return wire.Notice{Task: w}
 }
 
 // choose returns the waiting task whose turn it is, nil if there is none or no room: the run of the highest priority goes first, and among
@@ -265,7 +285,7 @@ func (e *Engine) connect(id holdfast.HostID, name string, s *stream) error {
 	for _, t := range h.atWork {
 		t.heard = false
 		if t.phase == "" { // the notice may have been lost on its way; an agent that has the task ignores another one
-			s.push(wire.Notice{Task: t.wireTask()})
+			s.push(e.notice(t))
 		}
 		if t.run.cancelled {
 			s.cancel(t.rec.ID)
@@ -342,7 +362,7 @@ func (e *Engine) forget(h *host, s *stream) {
 	if h.stream == s {
 		for _, t := range h.atWork {
 			if !t.heard && e.again(t) {
-				s.push(wire.Notice{Task: t.wireTask()})
+				s.push(e.notice(t))
 				continue
 			}
 			if !t.heard {

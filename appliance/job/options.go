@@ -2,6 +2,7 @@ package job
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,6 +26,9 @@ const (
 	MissedSkip = "skip" // it is told, and passed over
 )
 
+// AnyNetwork is the network of a job whose data goes as the hosts' routing has it, whatever network they have been given.
+const AnyNetwork = "any"
+
 // A Tuning is the options of a job: how it works. The zero value of a field is its default, which Shown tells.
 type Tuning struct {
 	Compression   string        `json:"compression,omitempty"`
@@ -46,6 +50,7 @@ type Tuning struct {
 	Missed        string        `json:"missed,omitempty"`
 	StartWindow   time.Duration `json:"start_window,omitempty"` // how late a moment may start; 0: however late
 	Blackout      []wire.Window `json:"blackout,omitempty"`     // when nothing starts
+	Network       string        `json:"network,omitempty"`      // data network instead of the hosts' own: a name, a CIDR, or AnyNetwork; "": the hosts' own
 }
 
 // The defaults of options and their bounds.
@@ -161,6 +166,7 @@ func options() []option {
 		duration("retry-wait", time.Second, maxTimeout, func(o *Tuning) *time.Duration { return &o.RetryWait }, defaultRetry),
 		choice("missed", []string{MissedRun, MissedSkip}, func(o *Tuning) *string { return &o.Missed }),
 		duration("start-window", 0, 7*24*time.Hour, func(o *Tuning) *time.Duration { return &o.StartWindow }, 0),
+		{"network", "host, any, NAME or CIDR", setNetwork, func(o *Tuning) string { return or(o.Network, "host") }},
 		{"blackout", "HH:MM-HH:MM [DAYS], or none; several are given by repeating it", setBlackout, func(o *Tuning) string {
 			var out []string
 			for _, w := range o.Blackout {
@@ -257,6 +263,20 @@ func showLimits(o *Tuning) string {
 		out = append(out, s)
 	}
 	return or(strings.Join(out, "; "), "none")
+}
+
+// setNetwork takes a network as it is written; whether a name is one the appliance knows.
+func setNetwork(o *Tuning, v string) error {
+	if v == "host" {
+		v = ""
+	}
+	if p, err := netip.ParsePrefix(v); err == nil {
+		v = p.Masked().String()
+	} else if v != "" && !ScriptName(v) {
+		return badOption("network", v, "host, any, the name of a network, or one like 192.0.2.0/24")
+	}
+	o.Network = v
+	return nil
 }
 
 func setBlackout(o *Tuning, v string) error {

@@ -246,6 +246,9 @@ func (e *Engine) Inventory(ctx context.Context, id holdfast.HostID, inv wire.Inv
 	if len(inv.VMs) > maxVMs {
 		return holdfast.Errorf(holdfast.Invalid, op, "%d virtual machines; at most %d are allowed", len(inv.VMs), maxVMs)
 	}
+	if len(inv.Addresses) > wire.MaxAddresses {
+		return holdfast.Errorf(holdfast.Invalid, op, "%d addresses; at most %d are allowed", len(inv.Addresses), wire.MaxAddresses)
+	}
 	now := e.o.Clock.Now().UTC()
 	skipped := map[holdfast.VMID][]string{}
 	err := e.o.Catalog.Update(ctx, func(tx *catalog.Tx) error {
@@ -276,6 +279,7 @@ func (e *Engine) Inventory(ctx context.Context, id holdfast.HostID, inv wire.Inv
 	}
 	e.mu.Lock()
 	e.host(id).skipped = skipped
+	e.host(id).addrs = inv.Addresses
 	e.host(id).inventories++
 	close(e.changed)
 	e.changed = make(chan struct{})

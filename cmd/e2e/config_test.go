@@ -49,8 +49,10 @@ pools:
     config:
       paths: [{path: %[1]s/plain}]
     maintenance: true
+networks:
+  backup: {cidr: 127.0.0.0/8}
 hosts:
-  hv1:
+  hv1: {protected: true, data_network: backup, egress: 127.0.0.2}
 notifications:
   settings: {site: backup1, zone: Europe/Berlin, stale: 36h}
 notification_targets:
@@ -67,14 +69,14 @@ jobs:
     exclude: ["test-*"]
     schedules: ["daily 22:00", "full: weekly 20:00 on sun"]
     zone: Europe/Berlin
-    options: {vms: 4, limit: "20MiB/s 08:00-18:00 mon-fri; 50MiB/s", group: on, retries: 1}
+    options: {vms: 4, limit: "20MiB/s 08:00-18:00 mon-fri; 50MiB/s", group: on, retries: 1, network: backup}
   spare: {pool: plain, match: ["*"], type: full, disabled: true}
 retention:
   job nightly: {policy: "days=30,weekly=8,min=2"}
   pool main: {policy: "count=10"}
   settings: {zone: Europe/Berlin}
 `, dir, password))
-	if out, code := s.diff(file); code != 3 || !strings.Contains(out, "8 to create, 2 to change, 0 to remove") {
+	if out, code := s.diff(file); code != 3 || !strings.Contains(out, "9 to create, 2 to change, 0 to remove") {
 		t.Fatalf("exit %d: %s", code, out)
 	}
 	var r struct {
@@ -83,7 +85,7 @@ retention:
 		Plan struct{ Steps []any }
 	}
 	s.json(&r, "config", "apply", "-f", file)
-	if r.Done != 10 || len(r.Made) != 1 || r.Made[0].Name != "hv1" || !strings.HasPrefix(r.Made[0].Secret, "HF1-") {
+	if r.Done != 11 || len(r.Made) != 1 || r.Made[0].Name != "hv1" || !strings.HasPrefix(r.Made[0].Secret, "HF1-") {
 		t.Fatalf("%+v", r)
 	}
 	agentCmd(t, "enroll", "--data", s.adata, "--server", s.addr, "--key", r.Made[0].Secret)

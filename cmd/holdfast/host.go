@@ -11,7 +11,7 @@ import (
 )
 
 func (a *app) hostCmd() *cobra.Command {
-	return cli.Group("host", "Hosts whose agents back up to this appliance", a.hostEnroll(), a.hostList(), a.hostSet(), a.hostDelete())
+	return cli.Group("host", "Hosts whose agents back up to this appliance", a.hostEnroll(), a.hostList(), a.hostShow(), a.hostSet(), a.hostDelete())
 }
 
 func (a *app) hostEnroll() *cobra.Command {

@@ -34,6 +34,7 @@ const optionHelp = `Options (--set NAME=VALUE, repeatable):
   missed=run|skip                 what becomes of a moment that passed while the job could not start (run)
   start-window=TIME               how late a start may be; 0 for however late (0)
   blackout=WINDOW                 when nothing starts, like "08:00-18:00 mon-fri"; none removes all
+  network=NAME|CIDR|any|host      data network of the job, instead of each host's own (host); any: as the hosts' routing has it
 SCRIPT is the name of a file that the host's administrator put into the agent's scripts folder.`
 
 const scheduleHelp = `Schedules (--schedule, repeatable), with a type before them where it is not the job's, like "full: weekly 22:00 on sun":

@@ -233,7 +233,7 @@ func (a *app) restoreCancel() *cobra.Command {
 	}}
 }
 
-// protectCmd changes the label of a host or a VM.
+// protectCmd changes the label of a VM.
 func (a *app) protectCmd(kind, path string, show func(context.Context, string, api.Label) (any, error)) *cobra.Command {
 	var l api.Label
 	c := &cobra.Command{
@@ -259,14 +259,6 @@ func (a *app) protectCmd(kind, path string, show func(context.Context, string, a
 	c.Flags().BoolVar(&l.Protected, "protected", false, "true or false")
 	_ = c.MarkFlagRequired("protected") // fails only for a flag that is not there
 	return c
-}
-
-func (a *app) hostSet() *cobra.Command {
-	return a.protectCmd("HOST", "/v1/hosts/", func(ctx context.Context, path string, l api.Label) (any, error) {
-		var h api.Host
-		err := a.call(ctx, "PATCH", path, l, &h)
-		return h, err
-	})
 }
 
 func (a *app) vmSet() *cobra.Command {

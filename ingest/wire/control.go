@@ -48,6 +48,8 @@ type (
 		Switches  []string `json:"switches,omitempty"`   // virtual switches
 		VMVersion string   `json:"vm_version,omitempty"` // the highest configuration version of a VM that the host runs
 		Survey    *Survey  `json:"survey,omitempty"`     // the answer to a SurveyRequest
+
+		Addresses []HostAddress `json:"addresses,omitempty"` // of the host's networks, without loopback and link-local ones
 	}
 	// VM is one virtual machine of an Inventory.
 	VM struct {
@@ -80,6 +82,7 @@ type (
 		Reconnect time.Duration   `json:"reconnect,omitempty"` // how long a cut link may take to come back; 0: 10 minutes
 		Buffer    int             `json:"buffer,omitempty"`    // resumption buffer in bytes; 0: 8 MiB
 		Restore   *Restore        `json:"restore,omitempty"`   // of a restore: what to make
+		Route     *Route          `json:"route,omitempty"`     // which way its data goes; nil: as the host's routing has it
 
 		Channels int      `json:"channels,omitempty"` // disks of the run read at once on this host; 0: no bound of its own
 		Limits   []Limit  `json:"limits,omitempty"`   // of the run on this host, by time of the week

@@ -6,6 +6,7 @@ package netem
 
 import (
 	"context"
+	"maps"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -40,6 +41,7 @@ type Proxy struct {
 	mu    sync.Mutex
 	left  int64 // bytes until the cut; negative: no cut
 	conns map[net.Conn]bool
+	from  map[string]int64 // bytes taken from those that connected, by their address
 	shut  bool
 	wg    sync.WaitGroup
 }
@@ -53,7 +55,7 @@ func Listen(target string, line Line) (*Proxy, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Proxy{line: line, target: target, ln: ln, left: -1, conns: map[net.Conn]bool{}}
+	p := &Proxy{line: line, target: target, ln: ln, left: -1, conns: map[net.Conn]bool{}, from: map[string]int64{}}
 	p.wg.Go(p.accept)
 	return p, nil
 }
@@ -69,6 +71,28 @@ func (p *Proxy) Dial(ctx context.Context) (net.Conn, error) {
 
 // Carried returns the bytes forwarded so far in both directions.
 func (p *Proxy) Carried() int64 { return p.carried.Load() }
+
+// From returns the bytes that came so far from those that connected, by their IP addresses.
+func (p *Proxy) From() map[string]int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return maps.Clone(p.from)
+}
+
+// A source counts what is read from one that connected.
+type source struct {
+	net.Conn
+	p  *Proxy
+	ip string
+}
+
+func (s source) Read(b []byte) (int, error) {
+	n, err := s.Conn.Read(b)
+	s.p.mu.Lock()
+	defer s.p.mu.Unlock()
+	s.p.from[s.ip] += int64(n)
+	return n, err
+}
 
 // CutAfter makes every connection break, with a reset, when n more bytes were forwarded in either direction; those n arrive as far as the line is fast.
 func (p *Proxy) CutAfter(n int64) {
@@ -148,7 +172,8 @@ func (p *Proxy) connect(near net.Conn) {
 	}
 	defer p.untrack(near, far)
 	var wg sync.WaitGroup
-	wg.Go(func() { p.forward(near, far) })
+	ip, _, _ := net.SplitHostPort(near.RemoteAddr().String()) // of a TCP connection it can be split
+	wg.Go(func() { p.forward(source{near, p, ip}, far) })
 	wg.Go(func() { p.forward(far, near) })
 	wg.Wait()
 }
