@@ -10,7 +10,7 @@ import (
 // BenchmarkKnownData reads a disk whose content the pool has: the rate of "nothing is new", over loopback, both ends here.
 func BenchmarkKnownData(b *testing.B) {
 	x := newBench(b).run()
-	x.house.noKeep = true
+	x.house.noKeep, x.host.still = true, true
 	data := make([]byte, 1<<30)
 	for at := 0; at < len(data); at += 64 << 20 {
 		copy(data[at:], content(uint64(at), 64<<20))

@@ -272,6 +272,9 @@ func (s *session) start(m holdfast.Manifest) error {
 	s.set = &heldSet{manifest: m}
 	s.at, s.done = make([]int64, len(m.Disks)), make([]bool, len(m.Disks))
 	for _, d := range m.Disks {
+		if s.h.noKeep {
+			continue
+		}
 		image := make([]byte, d.Size)
 		if d.Inherit {
 			s.h.mu.Lock()
@@ -310,13 +313,14 @@ func (s *session) place(d int, refs []holdfast.Ref) error {
 	s.h.mu.Lock()
 	defer s.h.mu.Unlock()
 	for _, r := range refs {
-		if r.Off < s.at[d] || r.End() > int64(len(s.set.images[d])) || s.done[d] {
+		if r.Off < s.at[d] || r.End() > s.set.manifest.Disks[d].Size || s.done[d] {
 			return holdfast.Errorf(holdfast.Invalid, "test appliance", "ref at %d after %d", r.Off, s.at[d])
 		}
 		s.at[d] = r.End()
-		to := s.set.images[d][r.Off:r.End()]
 		if r.Digest.IsZero() {
-			clear(to)
+			if !s.h.noKeep {
+				clear(s.set.images[d][r.Off:r.End()])
+			}
 			continue
 		}
 		c, ok := s.h.chunks[r.Digest]
@@ -324,7 +328,7 @@ func (s *session) place(d int, refs []holdfast.Ref) error {
 			return holdfast.Errorf(holdfast.NotExist, "test appliance", "a ref to a chunk that is not there")
 		}
 		if !s.h.noKeep {
-			copy(to, c[r.Skip:])
+			copy(s.set.images[d][r.Off:r.End()], c[r.Skip:])
 		}
 	}
 	return nil
