@@ -66,6 +66,7 @@ type options struct {
 	names        []string
 	others       bool
 	growthChunks string
+	aged         int
 }
 
 func main() {
@@ -80,6 +81,7 @@ func main() {
 	flag.BoolVar(&onlyGoals, "goals", false, "only tools and steps that the table of goals needs; recompression in the first run only")
 	flag.BoolVar(&o.others, "others", false, "run the commands that measure the other rows of the table, too")
 	flag.StringVar(&o.growthChunks, "growth", "10000,1000000,10000000", "numbers of chunks for bench/growth, with -others")
+	flag.IntVar(&o.aged, "aged", 0, "measure only how fast a disk of 4 GiB is restored after so many increments, compared to its first day")
 	names := flag.String("tools", "", "which tools, in which order (default cp,zstd,borg,restic,holdfast; with -goals restic-new,kopia,holdfast,holdfast+fast)")
 	flag.Parse()
 	if *profile != "" {
@@ -120,6 +122,9 @@ func bench(o options) error {
 	}
 	if out, err := exec.Command("go", "build", "-o", filepath.Join(dir, "bin")+"/", "./cmd/...").CombinedOutput(); err != nil {
 		return fmt.Errorf("build: %w\n%s", err, out)
+	}
+	if o.aged > 0 {
+		return aged(&holdfast{bin: filepath.Join(dir, "bin")}, dir, images, o.aged)
 	}
 	want, err := hashFile(filepath.Join(images, "a2.raw"))
 	if err != nil {
