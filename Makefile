@@ -2,7 +2,7 @@
 GO ?= go
 FUZZTIME ?= 20s
 
-.PHONY: build test vet unit race e2e fuzz windows soak soak-fuzz bench bench-full demo deps clean
+.PHONY: build test vet unit race e2e fuzz windows soak soak-fuzz soak-tape bench bench-full demo deps clean
 
 build: ; CGO_ENABLED=0 $(GO) build -o bin/ ./cmd/...
 
@@ -34,6 +34,9 @@ soak: deps ; HOLDFAST_SOAK=10 $(GO) test -timeout 12h -v -count 1 ./...
 
 # Every fuzz target by count, one after the other; hours.
 soak-fuzz: ; FUZZ_JOBS=1 scripts/fuzz.sh 1000000x
+
+# The SCSI device files of a real kernel, in a guest; minutes, and root for making its disk.
+soak-tape: ; @scripts/deps.sh guest; scripts/tape-guest.sh
 
 bench: ; @scripts/deps.sh bench; $(GO) run ./bench/run
 

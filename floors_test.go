@@ -23,9 +23,9 @@ const module = "github.com/holdfast-backup/holdfast"
 var floors = [][]string{
 	{"", "internal/clock", "internal/direct"}, // the ground floor
 	{"fsys", "nbd", "internal/cli", "internal/process", "ingest/wire", "ingest/chunk", "agent/hv", "agent/vhdx", "pools/seal", "tape/scsi"},
-	{"kv", "ingest/wire/netem", "pools/blob", "pools/container", "agent/restore", "agent/transport", "tape/emu", "tape/conform", "tape/iscsi", "tape/drive", "tape/changer", "tape/stream"},
+	{"kv", "ingest/wire/netem", "pools/blob", "pools/container", "agent/restore", "agent/transport", "tape/emu", "tape/conform", "tape/iscsi", "tape/sgio", "tape/drive", "tape/changer", "tape/stream"},
 	{"pools", "pools/blob/dirstore", "pools/blob/s3store", "pools/blob/s3store/s3test", "pools/blob/blobtest", "pools/parity", "pools/sidecar", "catalog", "agent/lab", "tape/hft", "tape/ltfs", "tape/iscsi/tgttest", "tape/library"},
-	{"pools/memory", "pools/dedup", "pools/standard", "pools/pooltest", "agent", "appliance/schedule", "appliance/retain", "appliance/notify", "appliance/site", "rescue"},
+	{"pools/memory", "pools/dedup", "pools/standard", "pools/pooltest", "agent", "tape/care", "appliance/schedule", "appliance/retain", "appliance/notify", "appliance/site", "rescue"},
 	{"ingest", "pools/object", "appliance/restore", "pools/memory/memorytest"}, // an object pool is a dedup pool over a bucket
 	{"appliance/auth", "appliance/job"},
 	{"appliance/api"},
@@ -46,6 +46,7 @@ var walls = []struct{ from, to, why string }{
 	{"catalog", "pools", "they meet in ingest"},
 	{"pools/", "catalog", "they meet in ingest"},
 	{"tape/", "catalog", "they meet in ingest"},
+	{"tape/care", "pools", "pools look after their cartridges themselves"},
 	{"cmd/holdfast", "pools", "the CLI speaks to the daemon's API"},
 	{"cmd/holdfast", "catalog", "the CLI speaks to the daemon's API"},
 	{"cmd/holdfast", "ingest", "the CLI speaks to the daemon's API"},
@@ -63,7 +64,7 @@ var homes = map[string][]string{
 	"golang.org/x/crypto":              {"pools/seal"},
 	"github.com/microsoft/wmi":         {"agent/hyperv"},
 	"golang.org/x/sys/windows":         {"agent/hyperv", "agent/hv", "agent/lab", "agent/vhdx", "fsys"},
-	"golang.org/x/sys/unix":            {"internal/direct", "fsys", "agent/lab", "agent/vhdx"},
+	"golang.org/x/sys/unix":            {"internal/direct", "fsys", "agent/lab", "agent/vhdx", "tape/sgio"},
 	"github.com/danielgtaylor/huma":    {"appliance/api"},
 	"github.com/prometheus":            {"appliance/api"},
 	"github.com/pelletier/go-toml":     {"appliance"},

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Installs what the tests and the bench need from Debian, when it is missing. Needs root (or sudo) only then.
-#   scripts/deps.sh [test|bench]
+#   scripts/deps.sh [test|bench|guest]
 set -euo pipefail
 declare -A PROGRAM=([qemu-img]=qemu-utils [qemu-io]=qemu-utils [nbdcopy]=libnbd-bin [nbdinfo]=libnbd-bin [mmdebstrap]=mmdebstrap
   [mke2fs]=e2fsprogs [sfdisk]=fdisk [jq]=jq [gcc]=gcc [unshare]=util-linux [tgtd]=tgt [promtool]=prometheus)
+[ "${1:-test}" = guest ] && PROGRAM+=([qemu-system-x86_64]=qemu-system-x86)
 [ "${1:-test}" = bench ] && PROGRAM+=([restic]=restic [borg]=borgbackup [zstd]=zstd [time]=time)
 missing=()
 for p in "${!PROGRAM[@]}"; do

@@ -23,7 +23,7 @@ func TestTranscripts(t *testing.T) {
 	lib := tgttest.Start(t, tgttest.Options{Drives: 1, Slots: 4, Media: []string{"HF0001L8", "HF0002L8"}})
 	s := lib.Dial()
 	conform.Run(ctx, t, conform.Rig{Tape: s.LUN(1), Changer: s.LUN(lib.ChangerLUN()), Drive: tgttest.AddrDrive, Slot: tgttest.AddrSlot,
-		Other: tgttest.AddrSlot + 1, Hole: tgttest.AddrHole}, tgtDeviations)
+		Other: tgttest.AddrSlot + 1, Hole: tgttest.AddrHole}, tgttest.Deviations)
 }
 
 // TestBlocksOfManySizesComeBack: writes beyond one unit need the target's requests for data, reads come in many units; with and without checksums.

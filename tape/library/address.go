@@ -19,9 +19,9 @@ type Address struct {
 	Scheme string // iscsi, sg, or one that a Keeper was given
 	Portal string // iscsi: host:port
 	Target string // iscsi: the target's name
-	// Rest is what follows the scheme's colon where it is none of ours, and for sg: the first device file, or serial:NUMBER.
+	// Rest is what follows the scheme's colon where it is none of ours, and for sg: the first device file, serial:NUMBER or all.
 	Rest   string
-	Drives []string // sg: device files of the drives; empty: the changer tells their serial numbers, and they are looked for
+	Drives []string // sg: device files of the drives; empty: all of this machine, of which the changer tells its own by serial number
 	// User and the files of secrets are for CHAP. Digests asks for checksums of headers and data.
 	User, SecretFile, TargetSecretFile string
 	Digests                            bool
@@ -38,6 +38,7 @@ func badAddress(format string, args ...any) error {
 //	iscsi://HOST[:PORT]/TARGET[?user=NAME&secret-file=FILE&target-secret-file=FILE&digests=on&initiator=NAME]
 //	sg:/dev/sgN[,/dev/sgM...]     the changer, or a drive of its own, and drives
 //	sg:serial:NUMBER              the changer with a serial number, whatever the system calls it today
+//	sg:all                        every changer and drive of this machine
 //	SCHEME:...                    what else a Keeper knows
 //
 // Secrets are never part of an address: only the names of the files that hold them are.
@@ -104,6 +105,9 @@ func parseSG(rest string) (Address, error) {
 		if sn == "" {
 			return Address{}, badAddress("no serial number")
 		}
+		return Address{Scheme: "sg", Rest: rest}, nil
+	}
+	if rest == "all" {
 		return Address{Scheme: "sg", Rest: rest}, nil
 	}
 	paths := strings.Split(rest, ",")

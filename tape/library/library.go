@@ -60,7 +60,7 @@ type Units struct {
 type Opener func(ctx context.Context, a Address, o Options) (Units, error)
 
 // openers are the schemes that come with the product.
-func openers() map[string]Opener { return map[string]Opener{"iscsi": openISCSI} }
+func openers() map[string]Opener { return map[string]Opener{"iscsi": openISCSI, "sg": openSG} }
 
 // A Bay is a drive, at its place in the library.
 type Bay struct {
@@ -216,6 +216,13 @@ func (l *Library) Bay(name string) (Bay, error) {
 		}
 	}
 	return Bay{}, holdfast.Errorf(holdfast.NotExist, "find tape drive", "the library has no drive %q", name).Advise("list them: holdfast tape drive list")
+}
+
+// Busy reports whether a drive has a user.
+func (l *Library) Busy(element uint16) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.taken[element]
 }
 
 // A Hold is a drive that is one user's.

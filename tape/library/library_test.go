@@ -254,6 +254,7 @@ func TestAddresses(t *testing.T) {
 		"iscsi://h:1/iqn.x:y?user=u&secret-file=/s&target-secret-file=%2Ft%26&initiator=iqn.a": "iscsi://h:1/iqn.x:y",
 		"sg:/dev/sg3":             "sg:/dev/sg3",
 		"sg:/dev/sg3,/dev/sg4":    "sg:/dev/sg3",
+		"sg:all":                  "sg:all",
 		"sg:serial:ABC 123":       "sg:serial:ABC 123",
 		"emu:anything:/at/all?ok": "emu:anything:/at/all?ok",
 	} {

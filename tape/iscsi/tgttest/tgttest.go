@@ -1,7 +1,7 @@
 // Package tgttest runs Debian's tgt as a virtual tape library on the loopback interface, for tests: a target that other people wrote. Each
 // Library is a process of its own with a control channel of its own, and ends with its test.
 //
-// tgt is no specification: what it does wrongly is on the list of deviations in the transcript test of package iscsi.
+// tgt is no specification: what it does wrongly is on the list Deviations.
 package tgttest
 
 import (

@@ -1,10 +1,10 @@
-package iscsi_test
+package tgttest
 
 import "github.com/holdfast-backup/holdfast/tape/conform"
 
-// tgtDeviations is what tgt 1.0.85 answers otherwise than the standards: one line for each answer. A new line here is a finding about
+// Deviations is what tgt 1.0.85 answers otherwise than the standards: one line for each answer. A new line here is a finding about
 // the target, and an old one that no longer shows fails the test, so that the list is what is so.
-var tgtDeviations = conform.Deviations{
+var Deviations = conform.Deviations{
 	"load/4":                 {"illegal request 24/00", "an unknown element address is an invalid field to it"},
 	"load/7":                 {"good", "it says nothing when a medium comes"},
 	"blocks/12":              {"blank check 00/00 EOM", "the end of data has no code of its own, and no count"},
