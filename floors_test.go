@@ -26,7 +26,7 @@ var floors = [][]string{
 	{"kv", "ingest/wire/netem", "pools/blob", "pools/container", "agent/restore", "agent/transport", "tape/emu", "tape/conform", "tape/iscsi", "tape/sgio", "tape/drive", "tape/changer", "tape/stream"},
 	{"pools", "pools/blob/dirstore", "pools/blob/s3store", "pools/blob/s3store/s3test", "pools/blob/blobtest", "pools/parity", "pools/sidecar", "catalog", "agent/lab", "tape/hft", "tape/ltfs", "tape/iscsi/tgttest", "tape/library"},
 	{"pools/memory", "pools/dedup", "pools/standard", "pools/pooltest", "agent", "tape/care", "appliance/schedule", "appliance/retain", "appliance/notify", "appliance/site", "rescue"},
-	{"ingest", "pools/object", "appliance/restore", "pools/memory/memorytest"}, // an object pool is a dedup pool over a bucket
+	{"ingest", "pools/object", "appliance/restore", "appliance/notify/notifytest", "pools/memory/memorytest"}, // an object pool is a dedup pool over a bucket
 	{"appliance/auth", "appliance/job"},
 	{"appliance/api"},
 	{"appliance"},

@@ -27,7 +27,7 @@ func (h *herald) alarms(e holdfast.Event) []holdfast.Event {
 	switch {
 	case f[notify.FieldAlarm] != "":
 	case e.Type == holdfast.EventPoolNearFull && f["folder"] != "":
-		return []holdfast.Event{raiseOr(f["state"] == "cleared", e, "room/"+f["folder"])}
+		return []holdfast.Event{raiseOr(f["state"] == "cleared", e, roomAlarm+f["folder"])}
 	case e.Type == holdfast.EventPoolNearFull && f["threshold"] != "":
 		return []holdfast.Event{raiseOr(f["state"] == "cleared", e, h.poolKey(f["pool"], "full-"+f["threshold"]))}
 	case e.Type == holdfast.EventChunkCorrupt && e.Severity == holdfast.Alarm && f["pool"] != "":
@@ -202,7 +202,23 @@ func (h *herald) sweep() error {
 	defer cancel()
 	now := h.d.c.Clock.Now()
 	early := now.Sub(h.start) < sweepGrace
-	return errors.Join(h.sweepHosts(ctx, early), h.sweepPools(ctx, early), h.sweepVMs(now))
+	return errors.Join(h.sweepHosts(ctx, early), h.sweepPools(ctx, early), h.sweepVMs(now), h.sweepRoom())
+}
+
+const roomAlarm = "room/" // and the folder
+
+// sweepRoom clears what was told of full disks where there is room again. A daemon that starts anew does not know what the one before it gave up.
+func (h *herald) sweepRoom() error {
+	for _, a := range h.n.Alarms() {
+		dir, ok := strings.CutPrefix(a.Key, roomAlarm)
+		if !ok || !h.d.room.well(dir) {
+			continue
+		}
+		if err := h.n.Accept(0, notify.Clear(holdfast.Event{Type: a.Type, Text: "there is room again on the disk of " + dir, Fields: map[string]string{"folder": dir}}, a.Key)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // sweepHosts raises hosts that have not come since the start, and clears those that were removed.

@@ -98,10 +98,13 @@ func (d *Daemon) openData() error {
 		return err
 	}
 	d.undo = append(d.undo, lock.Close)
+	var early []holdfast.Event
 	d.room = newRoom(func(e holdfast.Event) {
-		if d.events != nil { // what is given up before there is a catalog to tell it
-			d.events.Emit(e)
+		if d.events == nil { // given up before there is a catalog to tell it
+			early = append(early, e)
+			return
 		}
+		d.events.Emit(e)
 	})
 	d.room.watch(d.c.Data, "the catalog", dataBallast, dataLow)
 	d.room.make()
@@ -114,6 +117,9 @@ func (d *Daemon) openData() error {
 	}
 	d.events = newEventLog(d.cat, d.c.Clock, d.c.Log)
 	d.undo = append(d.undo, func() error { d.events.Close(); return nil })
+	for _, e := range early {
+		d.events.Emit(e)
+	}
 	d.shelf = newShelf(d.c.Drivers, files, d.c.Data, d.costs.hear(d.events.Emit), d.c.Clock)
 	d.shelf.env.Secrets = secretFile
 	d.undo = append(d.undo, d.shelf.closeAll)

@@ -84,7 +84,7 @@ func TestDataLeavesFromTheEgressAddress(t *testing.T) {
 	s.setHost("hv1", "127.0.0.0/8", "127.0.0.4") // the appliance has an address there: past the proxy
 	came("")
 	seed++
-		s.write("hv1", "db", 0, 0, fresh(size, seed))
+	s.write("hv1", "db", 0, 0, fresh(size, seed))
 	if r := s.backup("db"); r.State != api.StateDone {
 		t.Fatalf("%+v", r)
 	}

@@ -65,6 +65,7 @@ func (r *room) watch(dir, what string, size, low int64) {
 		return
 	}
 	size = min(size, total/ballastShare)
+	size -= size % 4096 // it is held in equal pieces
 	r.places[dir] = &place{fs: f, what: what, ballast: fsys.NewBallast(f, ballastDir, size), low: min(low, size)}
 }
 
@@ -106,6 +107,22 @@ func (r *room) keep() {
 				Text: fmt.Sprintf("%d MiB on the disk of %s are kept back again", held>>20, p.what), Fields: map[string]string{"folder": dir, "state": "cleared"}})
 		}
 	}
+}
+
+// well tells whether nothing is wrong any more with a folder whose ballast was given up: by this daemon or one before it.
+func (r *room) well(dir string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p := r.places[dir]
+	if p == nil {
+		return true // its pool has left
+	}
+	free, _, err := p.fs.Usage(".")
+	if err != nil || free < comfort && p.ballast.Held() < p.ballast.Size() {
+		return false
+	}
+	p.given = false
+	return true
 }
 
 // admit refuses a new session where a disk is nearly full.

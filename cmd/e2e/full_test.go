@@ -5,6 +5,7 @@ package e2e
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/holdfast-backup/holdfast/appliance/notify/notifytest"
 )
 
 // inNamespace marks a run of this test in a namespace of its own, where everybody may mount.
@@ -94,6 +97,11 @@ func TestFullDisk(t *testing.T) {
 	}
 	s.startDaemon()
 	s.cli("pool", "create", "main", "--kind", "dedup", "--path", s.pool)
+	hooked, at := notifytest.Hook(t, "")
+	mailed, port := notifytest.Mailbox(t)
+	s.cli("notify", "target", "add", "hook", "--kind", "webhook", "--set", "url="+at, "--severity", "warning", "--flood", "1000/1")
+	s.cli("notify", "target", "add", "ops", "--kind", "mail", "--set", "host=127.0.0.1", "--set", fmt.Sprintf("port=%d", port), "--set", "security=plain",
+		"--set", "from=holdfast@example.org", "--set", "to=ops@example.org", "--severity", "warning", "--flood", "1000/1")
 	s.enroll("hv1", s.adata)
 	s.startAgent()
 	rng := newRand(t)
@@ -161,6 +169,12 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("pool space:\n%s", out)
 	}
 	s.cli("pool", "verify", "main")
+	s.cli("notify", "set", "--stale", "71h") // the alarms are looked at now
+	for _, dir := range []string{s.data, s.pool} {
+		for _, state := range []string{"raised", "cleared"} {
+			s.eventually(30*time.Second, dir+" is "+state, func() bool { return hooked.Once("room/"+dir+" "+state) && mailed.Once("room/"+dir+" "+state) })
+		}
+	}
 }
 
 // estimated compares what `holdfast estimate` says of a disk with what its first backup stored: within 15 %, before disks are bought.

@@ -1,130 +1,15 @@
 package e2e
 
 import (
-	"bufio"
-	"encoding/json"
 	"fmt"
-	"io"
-	"maps"
-	"net"
-	"net/http"
-	"net/http/httptest"
-	"net/mail"
-	"net/textproto"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
-	"github.com/holdfast-backup/holdfast/appliance/notify"
+	"github.com/holdfast-backup/holdfast/appliance/notify/notifytest"
 )
-
-// told is what a sink took: alarms and their clearings, as "key raised" and "key cleared", each with how often it came.
-type told struct {
-	mu    sync.Mutex
-	count map[string]int
-	bad   []string
-}
-
-func (l *told) add(what string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.count[what]++
-}
-
-func (l *told) wrong(format string, args ...any) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.bad = append(l.bad, fmt.Sprintf(format, args...))
-}
-
-func (l *told) has(what string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.count[what] > 0
-}
-
-// hook is a webhook that checks signatures.
-func hook(t *testing.T, key string) (*told, string) {
-	l := &told{count: map[string]int{}}
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body, err := io.ReadAll(r.Body)
-		if err != nil || r.Header.Get(notify.HeaderSignature) != notify.Sign(notify.Secret(key), r.Header.Get(notify.HeaderTimestamp), body) {
-			l.wrong("a request without a good signature: %v", err)
-		}
-		var m notify.Message
-		if err := json.Unmarshal(body, &m); err != nil {
-			l.wrong("%v", err)
-		}
-		if m.Alarm != "" {
-			l.add(m.Alarm + " " + string(m.State))
-		}
-	}))
-	t.Cleanup(srv.Close)
-	return l, srv.URL
-}
-
-// mailbox is an SMTP server that takes everything.
-func mailbox(t *testing.T) (*told, int) {
-	t.Helper()
-	l := &told{count: map[string]int{}}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() { l.smtp(c) })
-		}
-	})
-	t.Cleanup(func() {
-		_ = ln.Close()
-		wg.Wait()
-	})
-	return l, ln.Addr().(*net.TCPAddr).Port
-}
-
-// smtp serves one connection.
-func (l *told) smtp(c net.Conn) {
-	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(time.Minute))
-	tp := textproto.NewConn(c)
-	say := func(s string) { _ = tp.PrintfLine("%s", s) }
-	say("220 sink ESMTP")
-	for {
-		line, err := tp.ReadLine()
-		if err != nil {
-			return
-		}
-		switch verb, _, _ := strings.Cut(strings.ToUpper(line), " "); verb {
-		case "DATA":
-			say("354 go on")
-			m, err := mail.ReadMessage(bufio.NewReader(tp.DotReader()))
-			if err != nil {
-				l.wrong("%v", err)
-				return
-			}
-			_, _ = io.Copy(io.Discard, m.Body)
-			if a := m.Header.Get("X-Holdfast-Alarm"); a != "" {
-				l.add(a)
-			}
-			say("250 accepted")
-		case "QUIT":
-			say("221 bye")
-			return
-		default:
-			say("250 ok")
-		}
-	}
-}
 
 // TestAlarmsAndClearingsAreToldOnce raises every alarm that a small site can raise, has the daemon killed in between, clears them all, and
 // looks at what a mail server and a webhook were told: each alarm once, each clearing once, to both.
@@ -135,8 +20,8 @@ func TestAlarmsAndClearingsAreToldOnce(t *testing.T) {
 	if err := os.WriteFile(keyFile, []byte(key+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	hooked, at := hook(t, key)
-	mailed, port := mailbox(t)
+	hooked, at := notifytest.Hook(t, key)
+	mailed, port := notifytest.Mailbox(t)
 	s.cli("notify", "target", "add", "hook", "--kind", "webhook", "--set", "url="+at, "--set", "key_file="+keyFile, "--severity", "warning", "--flood", "1000/1")
 	s.cli("notify", "target", "add", "ops", "--kind", "mail", "--set", "host=127.0.0.1", "--set", fmt.Sprintf("port=%d", port), "--set", "security=plain",
 		"--set", "from=holdfast@example.org", "--set", "to=ops@example.org", "--severity", "warning", "--flood", "1000/1")
@@ -145,7 +30,7 @@ func TestAlarmsAndClearingsAreToldOnce(t *testing.T) {
 	var want []string
 	expect := func(alarm, state string) {
 		t.Helper()
-		s.eventually(20*time.Second, alarm+" is "+state, func() bool { return hooked.has(alarm+" "+state) && mailed.has(alarm+" "+state) })
+		s.eventually(20*time.Second, alarm+" is "+state, func() bool { return hooked.Has(alarm+" "+state) && mailed.Has(alarm+" "+state) })
 		want = append(want, alarm+" "+state)
 	}
 	s.newVM(rng, "db", 16<<20)
@@ -192,19 +77,8 @@ func TestAlarmsAndClearingsAreToldOnce(t *testing.T) {
 	expect("pool/"+ids.pool+"/damage", "cleared")
 
 	s.daemon.stop() // with what waits
-	for name, l := range map[string]*told{"webhook": hooked, "mail": mailed} {
-		for _, bad := range l.bad {
-			t.Errorf("%s: %s", name, bad)
-		}
-		for _, w := range want {
-			if n := l.count[w]; n != 1 {
-				t.Errorf("%s: told %d times: %s", name, n, w)
-			}
-		}
-		if len(l.count) != len(want) {
-			t.Errorf("%s: told of %v, which should be %v", name, slices.Sorted(maps.Keys(l.count)), want)
-		}
-	}
+	hooked.Check(t, "webhook", want)
+	mailed.Check(t, "mail", want)
 	t.Logf("%d tellings, each once to both", len(want))
 }
 
