@@ -25,8 +25,8 @@ var floors = [][]string{
 	{"fsys", "nbd", "internal/cli", "internal/process", "ingest/wire", "ingest/chunk", "agent/hv", "agent/vhdx", "pools/seal", "tape/scsi"},
 	{"kv", "ingest/wire/netem", "pools/blob", "pools/container", "agent/restore", "agent/transport", "tape/emu", "tape/conform", "tape/iscsi", "tape/sgio", "tape/drive", "tape/changer", "tape/stream"},
 	{"pools", "pools/blob/dirstore", "pools/blob/s3store", "pools/blob/s3store/s3test", "pools/blob/blobtest", "pools/parity", "pools/sidecar", "catalog", "agent/lab", "tape/hft", "tape/ltfs", "tape/iscsi/tgttest", "tape/library"},
-	{"pools/memory", "pools/dedup", "pools/standard", "pools/pooltest", "agent", "tape/care", "appliance/schedule", "appliance/retain", "appliance/notify", "appliance/site", "rescue"},
-	{"ingest", "pools/object", "appliance/restore", "appliance/notify/notifytest", "pools/memory/memorytest"}, // an object pool is a dedup pool over a bucket
+	{"pools/memory", "pools/dedup", "pools/standard", "pools/pooltest", "agent", "tape/care", "tape/media", "appliance/schedule", "appliance/retain", "appliance/notify", "appliance/site", "rescue"},
+	{"ingest", "pools/object", "appliance/restore", "appliance/notify/notifytest", "pools/memory/memorytest", "tape/pool"}, // an object pool is a dedup pool over a bucket
 	{"appliance/auth", "appliance/job"},
 	{"appliance/api"},
 	{"appliance"},
