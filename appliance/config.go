@@ -16,6 +16,7 @@ import (
 	"github.com/holdfast-backup/holdfast/ingest/wire"
 	"github.com/holdfast-backup/holdfast/internal/clock"
 	"github.com/holdfast-backup/holdfast/pools"
+	"github.com/holdfast-backup/holdfast/tape/library"
 )
 
 // Config is what a daemon starts with. Only Data is needed. Pools, hosts and everything else live in the catalog.
@@ -26,6 +27,8 @@ type Config struct {
 	Log     *slog.Logger   // nil: nothing is logged
 	Clock   clock.Clock    // nil: clock.System
 	Drivers pools.Registry // nil: Drivers()
+	// TapeSchemes are further kinds of addresses of tape libraries, by their first word: for tests.
+	TapeSchemes map[string]library.Opener
 }
 
 // bootFile is the optional file in the data folder that says where to listen; the command line wins over it.

@@ -18,6 +18,7 @@ import (
 	"github.com/holdfast-backup/holdfast/ingest"
 	"github.com/holdfast-backup/holdfast/ingest/wire"
 	"github.com/holdfast-backup/holdfast/pools"
+	"github.com/holdfast-backup/holdfast/tape/library"
 )
 
 const (
@@ -50,6 +51,7 @@ type Daemon struct {
 	planner *planner
 	measure *measures
 	herald  *herald
+	tapes   *library.Keeper // tape libraries, each open once
 
 	networks networks
 
@@ -73,7 +75,7 @@ func Start(ctx context.Context, c Config) (*Daemon, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Daemon{c: c}
+	d := &Daemon{c: c, tapes: library.NewKeeper(c.TapeSchemes)}
 	d.ctx, d.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	for _, step := range []func() error{d.openData, d.openEngine, d.openHerald, d.openPools, d.openDoors} {
 		if err := step(); err != nil {

@@ -139,6 +139,7 @@ func (a *API) registerREST() {
 	a.registerNetworks()
 	a.registerKeys()
 	a.registerNotify()
+	a.registerTape()
 	a.registerConfig()
 	a.registerMonitor()
 	a.registerWork()

@@ -77,7 +77,7 @@ func (a *app) root() *cobra.Command {
 	root.PersistentFlags().StringVar(&a.data, "data", data, "folder of the daemon (or HOLDFAST_DATA)")
 	root.PersistentFlags().BoolVar(&a.json, "json", a.json, "print JSON, for programs; errors too")
 	root.AddCommand(a.statusCmd(), a.poolCmd(), a.hostCmd(), a.networkCmd(), a.vmCmd(), a.backupCmd(), a.setCmd(), a.restoreCmd(), a.catalogCmd(),
-		a.jobCmd(), a.scheduleCmd(), a.retentionCmd(), a.runCmd(), a.eventsCmd(), a.notifyCmd(), a.configCmd(), a.checkCmd(), a.metricsCmd(), a.estimateCmd(), a.demoCmd())
+		a.jobCmd(), a.scheduleCmd(), a.retentionCmd(), a.runCmd(), a.eventsCmd(), a.notifyCmd(), a.configCmd(), a.checkCmd(), a.metricsCmd(), a.estimateCmd(), a.tapeCmd(), a.demoCmd())
 	cli.WrapArgs(root)
 	return root
 }

@@ -136,13 +136,18 @@ func (d *Desk) ExportDir(ctx context.Context, c Choice, dir string) (out ltfs.Co
 	if err := emptyDir(op, dir); err != nil {
 		return out, err
 	}
-	to, err := ltfs.OpenDir(dir)
-	if err != nil {
-		return out, err
-	}
 	err = d.mounted(ctx, c, true, func(h *library.Hold, _ scsi.Element) error {
 		d.phase("copy the volume")
-		out, err = ltfs.Copy(ctx, h.Drive, to)
+		_, err := ltfs.Open(ctx, h.Drive) // before anything is in the folder
+		if err == nil {
+			var to *ltfs.Dir
+			if to, err = ltfs.OpenDir(dir); err == nil {
+				out, err = ltfs.Copy(ctx, h.Drive, to)
+			}
+		}
+		if err != nil && holdfast.KindOf(err) == holdfast.Invalid {
+			err = holdfast.Errorf(holdfast.Invalid, op, "%w", err).Advise("only LTFS volumes are exported so; see what is on the cartridge: holdfast tape media show")
+		}
 		return err
 	})
 	return out, err
