@@ -12,6 +12,7 @@ import (
 	"github.com/holdfast-backup/holdfast/appliance/job"
 	"github.com/holdfast-backup/holdfast/appliance/notify"
 	"github.com/holdfast-backup/holdfast/catalog"
+	"github.com/holdfast-backup/holdfast/pools"
 	"github.com/holdfast-backup/holdfast/pools/parity"
 )
 
@@ -346,6 +347,8 @@ type lastWork struct {
 	Done    time.Time      `json:"done,omitzero"` // the last one that ended well
 	Run     holdfast.RunID `json:"run,omitzero"`  // the last one that is counted
 	Freed   int64          `json:"freed,omitempty"`
+	Good    time.Time      `json:"good,omitzero"`     // when the one that Done tells of began
+	Damaged int            `json:"damaged,omitempty"` // chunks and objects that the last verify found damaged
 }
 
 const workSetting = "pool-work:" // and a pool's id
@@ -361,6 +364,19 @@ func workOf(tx *catalog.Tx, id holdfast.PoolID) (map[string]lastWork, error) {
 		err = json.Unmarshal(raw, &out)
 	}
 	return out, err
+}
+
+// places counts what is damaged: a chunk that several sets need is one.
+func places(list []pools.Damage) int {
+	type place struct {
+		where string
+		chunk holdfast.Digest
+	}
+	all := map[place]bool{}
+	for _, x := range list {
+		all[place{x.Where, x.Digest}] = true
+	}
+	return len(all)
 }
 
 // note keeps when a pool was last verified or collected. An event that comes again changes nothing.
@@ -390,8 +406,14 @@ func (h *herald) note(e holdfast.Event) error {
 			return nil
 		}
 		w.Run, w.Started = v.ID, v.Created
+		if kind == string(catalog.RunVerify) {
+			var r api.VerifyReport
+			if json.Unmarshal(v.Spec.Result, &r) == nil && (v.State == catalog.RunDone || len(r.Damaged) > 0) { // one that was cut short says nothing of the rest
+				w.Damaged = places(r.Damaged)
+			}
+		}
 		if v.State == catalog.RunDone {
-			w.Done = v.Ended
+			w.Done, w.Good = v.Ended, v.Created
 			var r api.CollectReport
 			if kind == string(catalog.RunCollect) && json.Unmarshal(v.Spec.Result, &r) == nil {
 				w.Freed += r.Freed

@@ -297,7 +297,8 @@ func (s *Service) showJob(rec catalog.Job) (api.Job, error) {
 	}
 	j := api.Job{Name: rec.Name, State: "idle", Enabled: d.Enabled, Pool: d.PoolName, PoolID: d.Pool.String(), Type: d.Type, Zone: zone, Schedules: []string{},
 		VMs: []api.JobVM{}, Hosts: []string{}, Match: orEmpty(d.Source.Match), Exclude: orEmpty(d.Source.Exclude), ExcludeDisks: orEmpty(d.Source.ExcludeDisks),
-		Options: d.Options.Shown(), Selected: []api.JobVM{}, Created: rec.Created, LastRun: st.Last.String(), LastResult: st.Result, LastEnded: st.Ended, LastGood: st.Good, Running: []string{}}
+		Options: d.Options.Shown(), Selected: []api.JobVM{}, Created: rec.Created, LastRun: st.Last.String(), LastResult: st.Result, LastEnded: st.Ended, LastGood: st.Good, Running: []string{},
+		LastBegan: st.Began, Totals: api.JobTotals{Read: st.Totals.Read, Sent: st.Totals.Sent, Stored: st.Totals.Stored}}
 	for _, t := range d.Schedules {
 		j.Schedules = append(j.Schedules, t.String())
 	}

@@ -44,7 +44,7 @@ func (s *Service) Monitor(ctx context.Context) (api.Monitor, error) {
 	}
 	jobs, err := s.Jobs(ctx)
 	for _, j := range jobs {
-		m.Jobs = append(m.Jobs, api.MonitorJob{Name: j.Name, Enabled: j.Enabled, State: j.State, LastResult: j.LastResult, LastEnded: j.LastEnded, LastGood: j.LastGood, Next: j.Next})
+		m.Jobs = append(m.Jobs, api.MonitorJob{Name: j.Name, Enabled: j.Enabled, State: j.State, LastResult: j.LastResult, LastEnded: j.LastEnded, LastGood: j.LastGood, Next: j.Next, LastBegan: j.LastBegan, Totals: j.Totals})
 	}
 	return m, err
 }
@@ -71,7 +71,7 @@ func (s *Service) monitorPools(m *api.Monitor, shown []api.Pool, damaged map[str
 	for _, p := range shown {
 		v, c := work[p.ID][string(catalog.RunVerify)], work[p.ID][string(catalog.RunCollect)]
 		x := api.MonitorPool{Name: p.Name, Kind: p.Kind, State: p.State, Error: p.Error, Maintenance: p.Maintenance, Damaged: damaged[p.ID], Filled: p.Filled, Ratio: p.Ratio,
-			Created: p.Created, Verify: api.MonitorWork{Started: v.Started, Done: v.Done}, Collect: api.MonitorWork{Started: c.Started, Done: c.Done}, Freed: c.Freed}
+			Created: p.Created, Verify: api.MonitorWork{Started: v.Started, Done: v.Done}, Verified: api.MonitorWork{Started: v.Good, Done: v.Done}, DamagedChunks: v.Damaged, Collect: api.MonitorWork{Started: c.Started, Done: c.Done}, Freed: c.Freed}
 		if u := p.Usage; u != nil {
 			x.Size, x.Used, x.Free, x.Logical, x.Sets = u.Size, u.Stored, u.Free, u.Logical, u.Sets
 		}
@@ -99,6 +99,13 @@ func (s *Service) monitorVMs(ctx context.Context, m *api.Monitor) error {
 		m.VMs = append(m.VMs, api.MonitorVM{ID: v.ID, Name: v.Name, Host: v.Host, Protected: ok, Points: map[string]int{}})
 	}
 	sets, err := s.Sets(ctx, api.SetFilter{})
+	for i := range sets { // reading the whole pool back read those back that were there when it began
+		for _, p := range m.Pools {
+			if x := &sets[i]; x.Pool == p.Name && x.Time.Before(p.Verified.Started) && p.Verified.Done.After(x.Verified) {
+				x.Verified = p.Verified.Done
+			}
+		}
+	}
 	m.CountPoints(sets)
 	return err
 }

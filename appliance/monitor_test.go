@@ -58,7 +58,7 @@ func TestMetricsAreAllThereAndWellFormed(t *testing.T) {
 	_, err = s.svc().CreateJob(t.Context(), api.JobSpec{Name: "nightly", Pool: "main", Hosts: []string{"hv1"}, Schedules: []string{"daily 22:00"}})
 	s.ok(err)
 	s.follow(s.svc().RunJob(t.Context(), "nightly", api.JobRun{}))
-	s.follow(s.svc().VerifyPool(t.Context(), "main"))
+	verified := s.follow(s.svc().VerifyPool(t.Context(), "main"))
 	s.follow(s.svc().CollectPool(t.Context(), "main", false))
 	var text string
 	series := regexp.MustCompile(`(?m)^(holdfast_[a-z_]+)[{ ]`)
@@ -73,11 +73,13 @@ func TestMetricsAreAllThereAndWellFormed(t *testing.T) {
 				return false
 			}
 		}
-		return true
+		return strings.Contains(text, `route="GET /metrics"`) // a scrape is counted when it is over
 	})
 	for _, line := range []string{`holdfast_vm_protected{host="hv1",vm="db"} 1`, `holdfast_job_last_result{job="nightly",result="done"} 1`, `holdfast_pool_damaged{pool="main"} 0`,
-		`holdfast_agent_up{host="hv1"} 1`, `holdfast_vm_points{host="hv1",pool="main",vm="db"} 1`} {
-		if !strings.Contains(text, line+"\n") {
+		`holdfast_agent_up{host="hv1"} 1`, `holdfast_vm_points{host="hv1",pool="main",vm="db"} 1`,
+		`holdfast_pool_damaged_chunks{pool="main"} 0`, `holdfast_vm_damaged_points{host="hv1",vm="db"} 0`, `holdfast_agent_version_info{host="hv1",version="test"} 1`,
+		`holdfast_http_requests_total{code="204",door="agents",route="POST /agent/v1/inventory"}`, `holdfast_http_request_duration_seconds_bucket{door="local",route="GET /metrics",le="60"}`} {
+		if !strings.Contains(text, line+"\n") && !strings.Contains(text, line+" ") {
 			t.Errorf("no %s in\n%s", line, text)
 		}
 	}
@@ -91,6 +93,14 @@ func TestMetricsAreAllThereAndWellFormed(t *testing.T) {
 	promtool(t, strings.Join(ours, ""), "check", "metrics")
 	var m api.Monitor
 	s.ok(json.Unmarshal([]byte(s.get("/v1/monitor")), &m))
+	sets, err := s.svc().Sets(t.Context(), api.SetFilter{})
+	s.ok(err)
+	if j := m.Jobs[0]; j.Totals != (api.JobTotals{Read: sets[0].Read, Sent: sets[0].Sent, Stored: sets[0].Stored}) || j.Totals.Read == 0 || j.LastEnded.Before(j.LastBegan) || j.LastBegan.IsZero() {
+		t.Errorf("%+v, of %+v", j, sets[0])
+	}
+	if v := m.VMs[0]; !v.Full.Equal(sets[0].Time) || !v.Verified.Equal(verified.Ended) {
+		t.Errorf("%+v, of %+v", v, verified)
+	}
 	if len(m.Pools) != 1 || len(m.VMs) != 1 || len(m.Jobs) != 1 || m.Pools[0].Verify.Done.IsZero() || m.VMs[0].Last.IsZero() || m.Jobs[0].LastResult != "done" {
 		t.Errorf("%+v", m)
 	}

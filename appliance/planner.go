@@ -347,10 +347,11 @@ func (p *planner) lastName(id holdfast.VMID) string {
 // note keeps with a job how its run ended, plans a retry if the job has any left, and applies the retention of what the run wrote to.
 func (p *planner) note(ctx context.Context, v job.View) {
 	err := p.s.keepJob(ctx, v.Job, func(d *job.Definition, st *job.State) error {
+		st.Totals.Count(v)
 		if st.Last != v.ID {
 			return nil // another has begun since
 		}
-		st.Result, st.Ended = string(v.State), v.Ended
+		st.Result, st.Began, st.Ended = string(v.State), v.Created, v.Ended
 		if v.State == catalog.RunDone {
 			st.Good = v.Ended
 		}

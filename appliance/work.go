@@ -286,7 +286,7 @@ func (s *Service) setShower(tx *catalog.Tx) (func(catalog.Set) api.Set, error) {
 	return func(x catalog.Set) api.Set {
 		m := &x.Manifest
 		out := api.Set{ID: m.ID.String(), VM: m.VM.Name, VMID: m.VM.ID.String(), Host: m.HostName, Pool: names[x.Pool], Time: m.Created, Kind: string(m.Kind),
-			Hold: holds[m.ID.String()], Parent: m.Parent.String(), Run: m.Run.String(), Consistency: string(m.Consistency), Note: m.Note, Counts: counts(m.Stats), Disks: []api.SetDisk{}}
+			Hold: holds[m.ID.String()], Verified: x.VerifiedAt, Damaged: x.State == catalog.SetDamaged, Parent: m.Parent.String(), Run: m.Run.String(), Consistency: string(m.Consistency), Note: m.Note, Counts: counts(m.Stats), Disks: []api.SetDisk{}}
 		for _, d := range m.Disks {
 			out.Disks = append(out.Disks, api.SetDisk{ID: d.ID.String(), Name: d.Name, Size: d.Size, Reason: string(d.Reason), Counts: counts(d.Stats)})
 		}

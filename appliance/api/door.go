@@ -51,13 +51,18 @@ type API struct {
 	remote *http.ServeMux
 	routes map[*http.ServeMux][]string
 	huma   huma.API
+
+	requests requests
 }
 
 // New makes the API. Nothing runs until a handler is served.
 func New(o Options) *API {
 	// Assigned, not chosen: huma has one form of errors per process, and every API here wants this one.
 	installErrors()
-	a := &API{o: o, local: http.NewServeMux(), remote: http.NewServeMux(), routes: map[*http.ServeMux][]string{}}
+	if o.Clock == nil {
+		o.Clock = clock.System
+	}
+	a := &API{o: o, local: http.NewServeMux(), remote: http.NewServeMux(), routes: map[*http.ServeMux][]string{}, requests: newRequests()}
 	config := huma.Config{
 		OpenAPI: &huma.OpenAPI{
 			OpenAPI:    "3.1.0",
@@ -90,10 +95,10 @@ func schemaName(t reflect.Type, hint string) string {
 }
 
 // Local returns the handler for the unix socket. The door in front of it puts the principal into the context.
-func (a *API) Local() http.Handler { return a.gate(a.local) }
+func (a *API) Local() http.Handler { return a.counted("local", a.local, a.gate(a.local)) }
 
 // Remote returns the handler for the port: agents' calls and health, nothing else yet.
-func (a *API) Remote() http.Handler { return a.gate(a.remote) }
+func (a *API) Remote() http.Handler { return a.counted("agents", a.remote, a.gate(a.remote)) }
 
 // recorder registers huma's routes like all others.
 type recorder struct {

@@ -88,6 +88,15 @@ type (
 		LastEnded    time.Time         `json:"last_ended,omitzero"`
 		LastGood     time.Time         `json:"last_good,omitzero" doc:"when a run last ended well"`
 		Running      []string          `json:"running" doc:"runs under way"`
+		LastBegan    time.Time         `json:"last_began,omitzero" doc:"the last run that is over"`
+		Totals       JobTotals         `json:"totals" doc:"of all runs since the job was created"`
+	}
+
+	// JobTotals is bytes that a job has moved.
+	JobTotals struct {
+		Read   int64 `json:"read" doc:"by agents"`
+		Sent   int64 `json:"sent" doc:"on the wire"`
+		Stored int64 `json:"stored" doc:"new in pools"`
 	}
 
 	// JobVM is a virtual machine of a job.

@@ -21,7 +21,8 @@ const scrapeTime = 10 * time.Second
 // nothing is lost with a restart that was not lost anyway.
 func (a *API) metrics() http.Handler {
 	reg := prometheus.NewRegistry()
-	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), &serviceCollector{a.o.Service, a.o.Version})
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), &serviceCollector{a.o.Service, a.o.Version},
+		a.requests.count, a.requests.took)
 	return promhttp.HandlerFor(reg, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError})
 }
 
@@ -41,6 +42,7 @@ var (
 	metricPoolState   = desc("pool_state", "1 for the state the pool is in.", "pool", "state")
 	metricPoolSets    = desc("pool_sets", "Sets in the pool.", "pool", "kind")
 	metricPoolDamaged = desc("pool_damaged", "1 when reading found damage and no later verify found none.", "pool")
+	metricPoolChunks  = desc("pool_damaged_chunks", "Chunks and objects that the last verify of the pool found damaged.", "pool")
 	metricPoolMaint   = desc("pool_maintenance", "1 while the pool takes no new backups.", "pool")
 	metricPoolCreated = desc("pool_created_timestamp_seconds", "When the pool was made.", "pool")
 	metricVerifyStart = desc("pool_verify_last_start_timestamp_seconds", "When the last verify of the pool began; absent before the first.", "pool")
@@ -52,12 +54,17 @@ var (
 	metricAgentSeen   = desc("agent_last_seen_timestamp_seconds", "When the agent was last there; absent before the first time.", "host")
 	metricAgent       = desc("agent_version_info", "The version of the host's agent.", "host", "version")
 	metricVMLast      = desc("vm_last_success_timestamp_seconds", "Newest point in time of the VM; absent without one.", "host", "vm")
+	metricVMFull      = desc("vm_last_full_timestamp_seconds", "Newest point in time of the VM for which everything was read; absent without one.", "host", "vm")
+	metricVMVerified  = desc("vm_last_verify_success_timestamp_seconds", "When a point in time of the VM was last read back and was right; absent before the first time.", "host", "vm")
+	metricVMDamaged   = desc("vm_damaged_points", "Points in time of the VM in which damage was found.", "host", "vm")
 	metricVMPoints    = desc("vm_points", "Points in time of the VM.", "host", "vm", "pool")
 	metricVMProtected = desc("vm_protected", "1 when a job that is enabled backs the VM up.", "host", "vm")
 	metricJobEnabled  = desc("job_enabled", "1 when the job's schedules start it.", "job")
 	metricJobResult   = desc("job_last_result", "1 for how the job's last run ended.", "job", "result")
 	metricJobEnded    = desc("job_last_end_timestamp_seconds", "When the job's last run ended; absent before the first.", "job")
 	metricJobGood     = desc("job_last_success_timestamp_seconds", "When a run of the job last ended well; absent before the first.", "job")
+	metricJobTook     = desc("job_last_duration_seconds", "How long the job's last run took; absent before the first.", "job")
+	metricJobBytes    = desc("job_bytes_total", "Bytes that the job's runs have read at the source, sent, and stored.", "job", "stage")
 	metricJobNext     = desc("job_next_run_timestamp_seconds", "When a schedule starts the job next; absent without one.", "job")
 	metricRunActive   = desc("run_active", "Runs that are not over.")
 	metricAlarms      = desc("alarms", "Alarms that are open.", "severity")
@@ -72,7 +79,10 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 }
 
 // MetricNames lists what /metrics can have, beside the runtime's own.
-func MetricNames() []string { return slices.Clone(metricNames) }
+func MetricNames() []string {
+	return append(slices.Clone(metricNames), "holdfast_http_requests_total", "holdfast_http_request_duration_seconds_bucket",
+		"holdfast_http_request_duration_seconds_sum", "holdfast_http_request_duration_seconds_count")
+}
 
 // serviceCollector turns the service's answers into metrics.
 type serviceCollector struct {
@@ -145,6 +155,7 @@ func (g gauges) pool(p MonitorPool) {
 		g.set(metricPoolState, b2f(p.State == state), p.Name, state)
 	}
 	g.set(metricPoolDamaged, b2f(p.Damaged), p.Name)
+	g.set(metricPoolChunks, float64(p.DamagedChunks), p.Name)
 	g.set(metricPoolMaint, b2f(p.Maintenance), p.Name)
 	g.at(metricPoolCreated, p.Created, p.Name)
 	g.at(metricVerifyStart, p.Verify.Started, p.Name)
@@ -169,27 +180,37 @@ func (g gauges) pool(p MonitorPool) {
 // vms writes VMs by host and name; what several with the same name have is added up, since a metric is there once.
 func (g gauges) vms(vms []MonitorVM) {
 	type name struct{ host, vm string }
-	type point struct {
-		name
-		pool string
-	}
-	points, last, protected := map[point]int{}, map[name]time.Time{}, map[name]bool{}
+	sum := map[name]MonitorVM{}
 	for _, v := range vms {
 		k := name{v.Host, v.Name}
+		x, ok := sum[k]
+		if !ok {
+			x.Points = map[string]int{}
+		}
 		for pool, n := range v.Points {
-			points[point{k, pool}] += n
+			x.Points[pool] += n
 		}
-		if v.Last.After(last[k]) {
-			last[k] = v.Last
+		for _, t := range []struct {
+			to   *time.Time
+			from time.Time
+		}{{&x.Last, v.Last}, {&x.Full, v.Full}, {&x.Verified, v.Verified}} {
+			if t.from.After(*t.to) {
+				*t.to = t.from
+			}
 		}
-		protected[k] = protected[k] || v.Protected
+		x.Protected = x.Protected || v.Protected
+		x.Damaged += v.Damaged
+		sum[k] = x
 	}
-	for k, n := range points {
-		g.set(metricVMPoints, float64(n), k.host, k.vm, k.pool)
-	}
-	for k, p := range protected {
-		g.set(metricVMProtected, b2f(p), k.host, k.vm)
-		g.at(metricVMLast, last[k], k.host, k.vm)
+	for k, x := range sum {
+		for pool, n := range x.Points {
+			g.set(metricVMPoints, float64(n), k.host, k.vm, pool)
+		}
+		g.set(metricVMProtected, b2f(x.Protected), k.host, k.vm)
+		g.set(metricVMDamaged, float64(x.Damaged), k.host, k.vm)
+		g.at(metricVMLast, x.Last, k.host, k.vm)
+		g.at(metricVMFull, x.Full, k.host, k.vm)
+		g.at(metricVMVerified, x.Verified, k.host, k.vm)
 	}
 }
 
@@ -202,6 +223,12 @@ func (g gauges) jobs(jobs []MonitorJob) {
 		g.at(metricJobEnded, j.LastEnded, j.Name)
 		g.at(metricJobGood, j.LastGood, j.Name)
 		g.at(metricJobNext, j.Next, j.Name)
+		if took := j.LastEnded.Sub(j.LastBegan); !j.LastBegan.IsZero() && took >= 0 {
+			g.set(metricJobTook, took.Seconds(), j.Name)
+		}
+		for stage, n := range map[string]int64{"read": j.Totals.Read, "sent": j.Totals.Sent, "stored": j.Totals.Stored} {
+			g <- prometheus.MustNewConstMetric(metricJobBytes, prometheus.CounterValue, float64(n), j.Name, stage)
+		}
 	}
 }
 

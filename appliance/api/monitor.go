@@ -47,6 +47,9 @@ type (
 		Verify      MonitorWork `json:"verify"`
 		Collect     MonitorWork `json:"gc"`
 		Freed       int64       `json:"gc_freed_total"`
+
+		Verified      MonitorWork `json:"verified" doc:"the last verify that found no damage"`
+		DamagedChunks int         `json:"damaged_chunks" doc:"that the last verify of the whole pool found"`
 	}
 
 	// MonitorWork is when something was last done to a pool.
@@ -71,6 +74,9 @@ type (
 		Protected bool           `json:"protected" doc:"a job that is enabled backs it up"`
 		Last      time.Time      `json:"last,omitzero" doc:"its newest point in time"`
 		Points    map[string]int `json:"points" doc:"points in time by pool"`
+		Full      time.Time      `json:"last_full,omitzero" doc:"its newest point in time for which everything was read"`
+		Verified  time.Time      `json:"last_verified,omitzero" doc:"when a point in time of it was last read back and was right, by itself or with its whole pool"`
+		Damaged   int            `json:"damaged_points" doc:"points in time in which damage was found"`
 	}
 
 	// MonitorJob is a job.
@@ -82,6 +88,8 @@ type (
 		LastEnded  time.Time `json:"last_ended,omitzero"`
 		LastGood   time.Time `json:"last_good,omitzero"`
 		Next       time.Time `json:"next,omitzero"`
+		LastBegan  time.Time `json:"last_began,omitzero"`
+		Totals     JobTotals `json:"totals"`
 	}
 
 	// MonitorAlarm is an open alarm.
@@ -116,14 +124,29 @@ func pointsOf(vms []MonitorVM, sets []Set) []MonitorVM {
 			vms = append(vms, MonitorVM{ID: s.VMID, Name: s.VM, Host: s.Host, Points: map[string]int{}})
 		}
 		vms[i].Points[s.Pool]++
-		if s.Time.After(vms[i].Last) {
-			vms[i].Last = s.Time
-		}
+		vms[i].add(&s)
 	}
 	slices.SortFunc(vms, func(a, b MonitorVM) int {
 		return strings.Compare(a.Host+"\x00"+a.Name+"\x00"+a.ID, b.Host+"\x00"+b.Name+"\x00"+b.ID)
 	})
 	return vms
+}
+
+func (v *MonitorVM) add(s *Set) {
+	later := func(a *time.Time, b time.Time) {
+		if b.After(*a) {
+			*a = b
+		}
+	}
+	later(&v.Last, s.Time)
+	if s.Kind == "full" {
+		later(&v.Full, s.Time)
+	}
+	if s.Damaged {
+		v.Damaged++
+	} else {
+		later(&v.Verified, s.Verified)
+	}
 }
 
 // CountPoints fills in what sets say of VMs.

@@ -170,6 +170,8 @@ type (
 		Consistency string    `json:"consistency"`
 		Note        string    `json:"note,omitempty"`
 		Hold        time.Time `json:"hold,omitzero" doc:"it cannot be deleted until then"`
+		Verified    time.Time `json:"verified,omitzero" doc:"when it was last read back by itself"`
+		Damaged     bool      `json:"damaged,omitempty" doc:"that found damage"`
 		Counts
 		Disks []SetDisk `json:"disks"`
 	}

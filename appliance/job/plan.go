@@ -21,6 +21,27 @@ type State struct {
 	Ended   time.Time       `json:"ended,omitzero"`
 	Good    time.Time       `json:"good,omitzero"`   // when a run last ended well
 	Known   []holdfast.VMID `json:"known,omitempty"` // that the last run was for
+	Began   time.Time       `json:"began,omitzero"`  // Last, once it was over
+	Totals  Totals          `json:"totals,omitzero"`
+}
+
+// Totals is what a job's runs have moved since it was created, and the last run that is counted.
+type Totals struct {
+	Run    holdfast.RunID `json:"run,omitzero"`
+	Read   int64          `json:"read,omitempty"`
+	Sent   int64          `json:"sent,omitempty"`
+	Stored int64          `json:"stored,omitempty"`
+}
+
+// Count adds a run that is over. Runs of a job end one after the other; one that is noted again is not counted again.
+func (t *Totals) Count(v View) {
+	if !t.Run.IsZero() && v.ID.String() <= t.Run.String() {
+		return
+	}
+	t.Run = v.ID
+	for _, x := range v.Tasks {
+		t.Read, t.Sent, t.Stored = t.Read+x.Stats.Read, t.Sent+x.Stats.Sent, t.Stored+x.Stats.Stored
+	}
 }
 
 // A Moment is one that a schedule named.
