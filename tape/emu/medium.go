@@ -185,3 +185,6 @@ func (c *Cartridge) attributes(partition int, first uint16) []scsi.Attribute {
 	slices.SortFunc(out, func(a, b scsi.Attribute) int { return int(a.ID) - int(b.ID) })
 	return out
 }
+
+// Take makes the content of a cartridge that of another one, as a machine that copies tapes does: the medium stays its own.
+func (c *Cartridge) Take(from *Cartridge) { c.parts = from.Clone().parts }

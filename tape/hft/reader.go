@@ -270,6 +270,23 @@ func (r *Reader) tail(ctx context.Context) (Found, error) {
 	return f, err
 }
 
+// Prior returns what the catalog that directly follows the label lists of earlier tapes of the set: Tail tells it only where nothing else was committed.
+func (r *Reader) Prior(ctx context.Context) ([]Entry, error) {
+	if err := r.d.Locate(ctx, 0, 2); err != nil {
+		return nil, err
+	}
+	var buf limited
+	e, err := r.file(ctx, func(string) io.Writer { return &buf })
+	if err != nil {
+		return nil, err
+	}
+	if e.Kind != catalog {
+		return nil, corrupt("read tape catalog", "a %s follows the label", e.Kind)
+	}
+	c, err := r.catalog(buf.Bytes())
+	return c.Prior, err
+}
+
 // Scan reads the whole tape from the front, checks everything, and says what is committed. Damage is in the report; the error is the drive's.
 func (r *Reader) Scan(ctx context.Context) (Found, error) {
 	f := Found{Label: r.label, End: 2}

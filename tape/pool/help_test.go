@@ -24,12 +24,19 @@ var theDisk = holdfast.DiskID{ID: holdfast.ID{7, 7, 7}}
 
 // content returns piece k of the disk as a seed has it.
 func content(seed uint64, k int64) []byte {
+	key := [2]uint64{seed, uint64(k)}
+	if p, ok := contents.Load(key); ok {
+		return p.([]byte)
+	}
 	rng, p := rand.New(rand.NewPCG(seed, uint64(k))), make([]byte, piece)
 	for i := range p {
 		p[i] = byte(rng.Uint32())
 	}
+	contents.Store(key, p)
 	return p
 }
+
+var contents sync.Map // they are made often
 
 // tryBackup writes a set. An incremental one changes every third piece.
 func (s *site) tryBackup(p pools.Pool, b backup) (holdfast.SetID, error) {

@@ -413,7 +413,7 @@ func (p *Pool) inspect(ctx context.Context, x *station, code string) (media.Cart
 	if known != nil && known.State == media.Recycled && l.ID == known.ID && !found.WORM {
 		return found, nil
 	}
-	if l.Pool != p.id {
+	if l.Pool != p.id && !l.Pool.IsZero() { // a label of no pool was made by hand, to be taken by one
 		return found, holdfast.Errorf(holdfast.Invalid, op, "it belongs to pool %s (%q)", l.Pool, l.PoolName)
 	}
 	if p.known(l.ID) {
