@@ -23,7 +23,7 @@ const module = "github.com/holdfast-backup/holdfast"
 var floors = [][]string{
 	{"", "internal/clock", "internal/direct"}, // the ground floor
 	{"fsys", "nbd", "internal/cli", "internal/process", "ingest/wire", "ingest/chunk", "agent/hv", "agent/vhdx", "pools/seal", "tape/scsi"},
-	{"kv", "ingest/wire/netem", "pools/blob", "pools/container", "agent/restore", "agent/transport", "tape/emu", "tape/conform", "tape/iscsi", "tape/sgio", "tape/drive", "tape/changer", "tape/stream"},
+	{"kv", "ingest/wire/netem", "pools/blob", "pools/container", "agent/restore", "agent/transport", "mount", "tape/emu", "tape/conform", "tape/iscsi", "tape/sgio", "tape/drive", "tape/changer", "tape/stream"},
 	{"pools", "pools/blob/dirstore", "pools/blob/s3store", "pools/blob/s3store/s3test", "pools/blob/blobtest", "pools/parity", "pools/sidecar", "catalog", "agent/lab", "tape/hft", "tape/ltfs", "tape/iscsi/tgttest", "tape/library"},
 	{"pools/memory", "pools/dedup", "pools/standard", "pools/pooltest", "agent", "tape/care", "tape/media", "appliance/schedule", "appliance/retain", "appliance/notify", "appliance/site", "rescue"},
 	{"ingest", "pools/object", "appliance/restore", "appliance/notify/notifytest", "pools/memory/memorytest", "tape/pool"}, // an object pool is a dedup pool over a bucket
@@ -72,6 +72,7 @@ var homes = map[string][]string{
 	"golang.org/x/time":                {"agent", "agent/transport"},
 	"github.com/cenkalti/backoff":      {"agent/transport", "ingest/wire"},
 	"golang.org/x/term":                {"cmd/holdfast"},
+	"github.com/hanwen/go-fuse":        {"mount"},
 	"github.com/wneessen/go-mail":      {"appliance/notify"},
 	"go.yaml.in/yaml":                  {"appliance/site"},
 	"log/slog":                         {"appliance", "appliance/api", "appliance/job", "appliance/auth", "agent", "agent/transport", "cmd/holdfast", "cmd/holdfastd", "cmd/holdfast-agent", "internal/demo"},

@@ -22,7 +22,7 @@ type seedEntry struct {
 }
 
 // openParts are the parts under whose names entries may be open.
-var openParts = []string{"LAN-free", "replication", "console", "Windows installer", "tape", "mount", "restore options"}
+var openParts = []string{"LAN-free", "replication", "console", "Windows installer", "tape", "restore options"}
 
 const (
 	oracle   = "appliance/schedule.TestNextAgreesWithTheOracle"
@@ -111,7 +111,7 @@ var seed = []seedEntry{
 	{89, "limit lifted: several jobs at once on a host", shares, ""},
 	{90, "several virtual machines of a job in parallel", shares, ""},
 	{91, "LAN-free over the SAN only", "", "LAN-free"},
-	{92, "mount recovery", "", "mount"},
+	{92, "limit lifted: mount recovery", "cmd/e2e.TestASetIsUsedWithoutARestore cmd/e2e.TestEveryKindOfPool appliance.TestAMountedSetStays", ""},
 	{93, "limit lifted: progress of each disk", "cmd/holdfast.TestProgressIsDrawnForPeople", ""},
 	{94, "overwrite: original off, no checkpoints", verdicts, ""},
 	{95, "versions: from low to high", verdicts, ""},

@@ -54,6 +54,7 @@ type Daemon struct {
 	tapes   *library.Keeper // tape libraries, each open once
 
 	networks networks
+	mounts   *mounts
 
 	applying sync.Mutex // held while a site file is applied: one at a time
 
@@ -140,6 +141,9 @@ func (d *Daemon) openEngine() error {
 	if err := d.jobs.Recover(d.ctx); err != nil {
 		return err
 	}
+	d.mounts = newMounts(d.service)
+	d.undo = append(d.undo, d.mounts.closeAll)
+	d.wg.Go(d.mounts.run)
 	d.later = newLater(d.service)
 	d.watch, d.measure = newPoolWatch(d.service), newMeasures()
 	d.ingest = ingest.NewServer(ingest.Options{Catalog: d.cat, Desk: desk{d}, Clock: d.c.Clock, Listener: d.events.Emit})

@@ -300,14 +300,14 @@ func (s *Service) recordConfig(ctx context.Context, id holdfast.PoolID, config j
 	return s.d.shelf.change(rec, reopen)
 }
 
-// idle refuses to go on while a run works on the pool.
+// idle refuses to go on while a run works on the pool, or a set of it is mounted.
 func (s *Service) idle(rec catalog.Pool, op string) error {
 	active := s.d.jobs.ActiveOn(rec.ID)
 	for _, id := range slices.SortedFunc(maps.Keys(active), func(a, b holdfast.RunID) int { return strings.Compare(a.String(), b.String()) }) {
 		return holdfast.Errorf(holdfast.Busy, op, "pool %s is in use by a %s: run %s", rec.Name, active[id], id).
 			Advise("wait for it with 'holdfast run show %s --wait', or end it with 'holdfast run cancel %s'", id, id)
 	}
-	return nil
+	return s.mountedPool(rec, op)
 }
 
 // DeletePool implements api.Service.

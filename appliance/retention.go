@@ -79,6 +79,11 @@ func (s *Service) retention() (r retention, err error) {
 			return r, holdfast.Errorf(holdfast.Corrupt, "read retention", "setting %s: %w", name, err)
 		}
 	}
+	for id, until := range s.d.mounts.holds() {
+		if until.After(r.holds[id]) {
+			r.holds[id] = until
+		}
+	}
 	return r, nil
 }
 
@@ -423,6 +428,9 @@ func (s *Service) mayDelete(id holdfast.SetID) error {
 	})
 	if err == nil && until.After(s.now()) {
 		err = holdfast.Errorf(holdfast.Immutable, "delete set", "set %s is held until %s", id, until.Format(time.RFC3339)).Advise("wait until then")
+	}
+	if err == nil {
+		err = s.d.mounts.busy("delete set", id, holdfast.PoolID{})
 	}
 	return err
 }

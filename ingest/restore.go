@@ -157,10 +157,16 @@ func ExportDisk(ctx context.Context, w io.Writer, pool pools.Pool, id holdfast.S
 		return err
 	}
 	defer func() { err = errors.Join(err, set.Close()) }()
+	return StreamDisk(ctx, w, set, pool.Traits().Domain, disk, want)
+}
+
+// StreamDisk is ExportDisk for a set that is open, and of the domain of its pool.
+func StreamDisk(ctx context.Context, w io.Writer, set pools.Set, dom holdfast.Domain, disk holdfast.DiskID, want holdfast.Extents) error {
 	m, err := only(set.Manifest(), []holdfast.DiskID{disk})
 	if err != nil {
 		return err
 	}
+	m.Attachments = nil // bytes of a disk are wanted
 	size := m.Disks[0].Size
 	if len(want) == 0 {
 		want = holdfast.Extents{{Off: 0, Len: size}}
@@ -168,7 +174,6 @@ func ExportDisk(ctx context.Context, w io.Writer, pool pools.Pool, id holdfast.S
 	if want = want.Normal(size); len(want) == 0 {
 		return holdfast.Errorf(holdfast.Invalid, "export disk", "nothing of what is wanted is on the disk")
 	}
-	key := pool.Traits().Domain.Key
 	out := wire.NewStreamWriter(w)
 	send := func(msg wire.Message) error {
 		if ctx.Err() != nil {
@@ -176,7 +181,7 @@ func ExportDisk(ctx context.Context, w io.Writer, pool pools.Pool, id holdfast.S
 		}
 		return out.Send(msg)
 	}
-	err = send(wire.Message{Type: wire.TypeSetOpened, Body: wire.SetOpened{Manifest: m, DomainKey: key[:]}})
+	err = send(wire.Message{Type: wire.TypeSetOpened, Body: wire.SetOpened{Manifest: m, DomainKey: dom.Key[:]}})
 	if err == nil {
 		err = deliver(set.Read(ctx, disk, want), send)
 	}

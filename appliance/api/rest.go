@@ -147,6 +147,7 @@ func (a *API) registerREST() {
 	a.registerRestores()
 	a.registerRetention()
 	a.registerSets()
+	a.registerMounts()
 	a.registerEvents()
 }
 

@@ -40,6 +40,7 @@ type Service interface {
 
 	Backup(ctx context.Context, s BackupSpec) (Run, error)
 	Restorer
+	Mounter
 	Runs(ctx context.Context, limit int) ([]Run, error)
 	// Run returns a run; it waits for its end, but not longer than wait.
 	Run(ctx context.Context, id string, wait time.Duration) (Run, error)

@@ -135,6 +135,10 @@ func (k *kindOfPool) life(t *testing.T, s *site, rng *rand.Rand) {
 		s.export(id, 0, truth)
 	}
 	s.cli("pool", "verify", k.name)
+	for id, truth := range k.points {
+		s.mounted(id, 0, truth)
+		break
+	}
 	k.explained(t, s)
 }
 

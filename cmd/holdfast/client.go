@@ -32,6 +32,11 @@ func (a *app) http() *http.Client {
 
 // open makes one request and returns the answer if it is a success.
 func (a *app) open(ctx context.Context, method, path string, in any) (*http.Response, error) {
+	return a.send(ctx, a.http(), method, path, in)
+}
+
+// send is open by a client that is there already.
+func (a *app) send(ctx context.Context, c *http.Client, method, path string, in any) (*http.Response, error) {
 	var body io.Reader
 	if in != nil {
 		b, err := json.Marshal(in)
@@ -45,7 +50,7 @@ func (a *app) open(ctx context.Context, method, path string, in any) (*http.Resp
 		return nil, holdfast.Errorf(holdfast.Invalid, "ask daemon", "%w", err)
 	}
 	req.Header.Set("Content-Type", "application/json")
-	resp, err := a.http().Do(req)
+	resp, err := c.Do(req)
 	if err != nil {
 		return nil, a.unreachable(ctx, err)
 	}

@@ -76,7 +76,7 @@ func (a *app) root() *cobra.Command {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return cli.UsageError(c, err) })
 	root.PersistentFlags().StringVar(&a.data, "data", data, "folder of the daemon (or HOLDFAST_DATA)")
 	root.PersistentFlags().BoolVar(&a.json, "json", a.json, "print JSON, for programs; errors too")
-	root.AddCommand(a.statusCmd(), a.poolCmd(), a.hostCmd(), a.networkCmd(), a.vmCmd(), a.backupCmd(), a.setCmd(), a.restoreCmd(), a.catalogCmd(),
+	root.AddCommand(a.statusCmd(), a.poolCmd(), a.hostCmd(), a.networkCmd(), a.vmCmd(), a.backupCmd(), a.setCmd(), a.restoreCmd(), a.mountCmd(), a.catalogCmd(),
 		a.jobCmd(), a.scheduleCmd(), a.retentionCmd(), a.runCmd(), a.eventsCmd(), a.notifyCmd(), a.configCmd(), a.checkCmd(), a.metricsCmd(), a.estimateCmd(), a.tapeCmd(), a.demoCmd())
 	cli.WrapArgs(root)
 	return root
