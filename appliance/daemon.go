@@ -56,6 +56,7 @@ type Daemon struct {
 	networks networks
 	mounts   *mounts
 
+	holding  sync.Mutex // held while files of holds are written; the catalog's turn comes after it
 	applying sync.Mutex // held while a site file is applied: one at a time
 
 	files fsys.FS // the data folder
@@ -179,6 +180,7 @@ func (d *Daemon) openPools() error {
 	defer stop()
 	d.herald.run()
 	d.shelf.openAll(d.ctx, &d.wg, late)
+	d.wg.Go(func() { d.recordHolds(recs) })
 	d.wg.Go(d.watch.run)
 	d.wg.Go(d.later.run)
 	d.watch.look()
@@ -212,6 +214,13 @@ func (d *Daemon) adoptPools() error {
 			if err := tx.PutPool(catalog.Pool{ID: n.ID, Name: n.Name, Kind: n.Kind, Config: n.Config, Created: n.Created, State: catalog.PoolReady}); err != nil {
 				return err
 			}
+		}
+		holds, err := readHolds(d.files, holdsFile)
+		if err != nil { // the pools have them too
+			d.c.Log.Error("holds cannot be read from the data folder", "error", err, "advice", holdfast.HintOf(err))
+		}
+		if _, err := adoptHolds(tx, holds, d.c.Clock.Now()); err != nil {
+			return err
 		}
 		return tx.PutSetting(begunSetting, []byte("true"))
 	})

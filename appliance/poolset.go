@@ -351,6 +351,10 @@ func (s *Service) DeletePool(ctx context.Context, name string, forget bool) (api
 		return out, err
 	}
 	if !forget {
+		if err := dropHolds(pathsOf(rec.Config)...); err != nil {
+			s.d.shelf.add(rec)
+			return out, err
+		}
 		if err := drv.Destroy(ctx, s.d.shelf.envOf(rec.ID), rec.ID, rec.Config); err != nil {
 			s.d.shelf.add(rec)
 			return out, err

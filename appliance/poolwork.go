@@ -156,7 +156,15 @@ func (s *Service) rebuild(ctx context.Context, recs []catalog.Pool, id holdfast.
 				out.Errors = append(out.Errors, fmt.Sprintf("pool %s: %v", rec.Name, err))
 				continue
 			}
+			held, notes, err := s.bringHolds(ctx, rec)
+			if err != nil {
+				out.Errors = append(out.Errors, fmt.Sprintf("pool %s: %v", rec.Name, err))
+			}
+			out.Held += held
 			r, err := ingest.Rebuild(ctx, s.d.cat, rec.ID, p)
+			if r.Added > 0 {
+				out.Notes = append(out.Notes, notes...)
+			}
 			out.Sets += r.Added + r.Known
 			out.Added += r.Added
 			out.Gone += r.Gone

@@ -373,7 +373,13 @@ func (s *Service) HoldSet(ctx context.Context, id string, until time.Time) (api.
 	if !until.After(s.now()) {
 		return api.Set{}, holdfast.Errorf(holdfast.Invalid, "hold set", "%s is not in the future", until.Format(time.RFC3339))
 	}
-	err = s.d.cat.Update(ctx, func(tx *catalog.Tx) error {
+	rec, err := s.poolRecord(set.Pool.String())
+	if err != nil {
+		return api.Set{}, err
+	}
+	s.d.holding.Lock()
+	defer s.d.holding.Unlock()
+	err = s.d.cat.View(func(tx *catalog.Tx) error {
 		was, err := holdOf(tx, set.Manifest.ID)
 		if err != nil {
 			return err
@@ -381,12 +387,18 @@ func (s *Service) HoldSet(ctx context.Context, id string, until time.Time) (api.
 		if until.Before(was) {
 			return holdfast.Errorf(holdfast.Immutable, "hold set", "set %s is held until %s already; a hold can only be extended", set.Manifest.ID, was.Format(time.RFC3339))
 		}
-		raw, err := json.Marshal(until.UTC())
-		if err != nil {
-			return holdfast.Errorf(holdfast.Internal, "hold set", "%w", err)
-		}
-		return tx.PutSetting(holdName(set.Manifest.ID), raw)
+		return err
 	})
+	hold := map[string]time.Time{set.Manifest.ID.String(): until.UTC()}
+	if err == nil { // the files first: a catalog that says so is never the only one that knows
+		err = s.keepHolds(rec, hold)
+	}
+	if err == nil {
+		err = s.d.cat.Update(ctx, func(tx *catalog.Tx) error {
+			_, err := adoptHolds(tx, hold, s.now())
+			return err
+		})
+	}
 	if err != nil {
 		return api.Set{}, err
 	}

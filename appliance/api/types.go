@@ -259,6 +259,8 @@ type (
 		Added  int      `json:"added"`
 		Gone   int      `json:"gone"`
 		Errors []string `json:"errors"`
+		Held   int      `json:"held" doc:"holds that were taken over from the pools or the data folder"`
+		Notes  []string `json:"notes,omitempty" doc:"what nobody can know any more"`
 	}
 
 	// Event is a noteworthy fact with its place in the order of events.

@@ -71,6 +71,7 @@ func (a *app) poolImport() *cobra.Command {
 		}
 		if err := a.print(x, func(p *printer) {
 			p.line("Pool %s is taken over; %s listed.", cli.Clean(x.Pool.Name), plural(r.Sets, "set"))
+			rebuiltHolds(p, r)
 			for _, e := range r.Errors {
 				p.row("UNREADABLE", e)
 			}

@@ -81,6 +81,7 @@ func (a *app) catalogCmd() *cobra.Command {
 			var r api.Rebuilt
 			if err := a.job(c, "/v1/catalog/rebuild", &r, func(p *printer) {
 				p.line("%s in the pools: %d were missing in the catalog, %d were in it and are gone.", plural(r.Sets, "set"), r.Added, r.Gone)
+				rebuiltHolds(p, r)
 				for _, e := range r.Errors {
 					p.row("UNREADABLE", e)
 				}

@@ -106,6 +106,16 @@ func (a *app) setDelete() *cobra.Command {
 	return c
 }
 
+// rebuiltHolds says what became of holds.
+func rebuiltHolds(p *printer, r api.Rebuilt) {
+	if r.Held > 0 {
+		p.line("%s taken over with them.", plural(r.Held, "hold"))
+	}
+	for _, n := range r.Notes {
+		p.row("NOTE", n)
+	}
+}
+
 // rebuildError makes sets that could not be read the command's failure: a listing that lacks them must not look complete.
 func rebuildError(r api.Rebuilt) error {
 	if len(r.Errors) == 0 {
