@@ -2,7 +2,7 @@
 GO ?= go
 FUZZTIME ?= 20s
 
-.PHONY: build test vet unit race e2e fuzz windows soak soak-fuzz soak-tape bench bench-full demo deps clean
+.PHONY: build test vet unit race e2e fuzz windows soak soak-fuzz soak-tape bench bench-tape bench-full demo deps clean
 
 build: ; CGO_ENABLED=0 $(GO) build -o bin/ ./cmd/...
 
@@ -45,6 +45,9 @@ bench: ; @scripts/deps.sh bench; $(GO) run ./bench/run
 BUDGET ?= 24m
 RUNS ?= 3
 bench-full: ; @scripts/deps.sh bench; PATH="$(PEERS_BIN):$$PATH" $(GO) run ./bench/run -goals -others -n $(RUNS) -budget $(BUDGET) $(if $(IMAGES),-images $(IMAGES))
+
+# Writing to tape: an emulated drive at 400 MB/s, one without a limit, and tgt next to a bare loop; a minute.
+bench-tape: ; @scripts/deps.sh test; $(GO) test -run '^$$' -bench . -benchtime 1x -count 3 ./bench/tape
 
 demo: ; $(GO) run ./cmd/holdfast demo
 

@@ -220,12 +220,18 @@ func (w *Writer) object(ctx context.Context, s *Stream) (Entry, error) {
 		}
 		if n > 0 {
 			k.kind, k.number, k.off = typeData, k.number+1, s.off
-			if err := w.block(ctx, k, n); err != nil {
+			summed := make(chan struct{})
+			go func() { // while the drive takes the block, which only reads it too
+				defer close(summed)
+				_, _ = hash.Write(w.buf[headerLen : headerLen+n])
+				if hash != s.hash {
+					_, _ = s.hash.Write(w.buf[headerLen : headerLen+n])
+				}
+			}()
+			err := w.block(ctx, k, n)
+			<-summed
+			if err != nil {
 				return e, err
-			}
-			_, _ = hash.Write(w.buf[headerLen : headerLen+n])
-			if hash != s.hash {
-				_, _ = s.hash.Write(w.buf[headerLen : headerLen+n])
 			}
 			s.off, blocks = s.off+int64(n), blocks+1
 		}
