@@ -22,7 +22,7 @@ windows:
 unit: ; $(GO) test -timeout 15m $$($(GO) list ./... | grep -v /cmd/e2e)
 
 # The packages that share memory between goroutines, under the race detector.
-RACE = ./ingest/... ./agent ./agent/transport ./agent/restore ./pools/memory ./pools/dedup ./pools/seal ./catalog ./kv ./nbd ./appliance/...
+RACE = ./ingest/... ./agent ./agent/transport ./agent/restore ./pools/memory ./pools/dedup ./pools/seal ./catalog ./kv ./nbd ./appliance/... ./tape/scsi ./tape/iscsi ./tape/sgio ./tape/drive ./tape/changer ./tape/library ./tape/stream
 race: ; $(GO) test -race -short -timeout 15m $(RACE)
 
 e2e: deps ; $(GO) test -timeout 30m -v -count 1 ./cmd/e2e
