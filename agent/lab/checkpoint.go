@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -25,7 +26,7 @@ type checkpoint struct {
 	level holdfast.Consistency
 	note  string
 	model []byte // vm.json at the checkpoint
-	ref   *reference
+	refs  []*reference
 	epoch uint64
 	owner *fileLock
 	disks []hv.FrozenDisk
@@ -184,10 +185,12 @@ func createOverlay(path, parent string) (vhdx.Info, error) {
 // describe takes down what the frozen disks are.
 func (c *checkpoint) describe(f *vmFile) error {
 	var err error
-	if c.model, err = f.encode(); err != nil {
+	model := *f
+	model.Older = nil // of no use to whoever restores it
+	if c.model, err = model.encode(); err != nil {
 		return err
 	}
-	c.vm, c.ref, c.epoch = f.VMInfo, f.Reference, f.Epoch
+	c.vm, c.refs, c.epoch = f.VMInfo, f.references(), f.Epoch
 	for i := range f.Disks {
 		e := &f.Disks[i]
 		file := e.Parents[0]
@@ -209,7 +212,7 @@ func (c *checkpoint) Config(context.Context) ([]holdfast.Attachment, error) {
 	return []holdfast.Attachment{{Name: vmFileName, Data: c.model}}, nil
 }
 
-// Commit merges the disks and makes the moment of the checkpoint our reference point, in place of the older one.
+// Commit merges the disks and makes the moment of the checkpoint our newest reference point. Older ones stay good, a bounded number of them.
 func (c *checkpoint) Commit(ctx context.Context) (map[holdfast.DiskID]string, error) {
 	ref := &reference{Epoch: c.epoch, Disks: make(map[holdfast.DiskID]*referencePoint)}
 	tokens := make(map[holdfast.DiskID]string)
@@ -285,10 +288,11 @@ func (d *frozenDisk) Changes(ctx context.Context, token string) (holdfast.Extent
 }
 
 func (d *frozenDisk) changes(token string) (holdfast.Extents, error) {
-	ref := d.cp.ref
-	if ref == nil || ref.Disks[d.meta.ID] == nil || ref.Disks[d.meta.ID].Token != token {
+	i := slices.IndexFunc(d.cp.refs, func(r *reference) bool { return r.Disks[d.meta.ID] != nil && r.Disks[d.meta.ID].Token == token })
+	if i < 0 {
 		return nil, hv.ErrTokenUnknown
 	}
+	ref := d.cp.refs[i]
 	switch ref.Disks[d.meta.ID].Lost {
 	case lostReverted:
 		return nil, hv.ErrReverted

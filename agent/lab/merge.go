@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -61,6 +62,8 @@ func (h *Host) finishMerge(dir string, f *vmFile) error {
 		}
 	}
 	if m.Commit {
+		next.Older = f.references()
+		next.Older = slices.Clone(next.Older[:min(len(next.Older), maxOlder)])
 		next.Reference = m.Reference
 	}
 	if m.Slow > 0 {
@@ -127,8 +130,8 @@ func sweep(dir string, f *vmFile) error {
 // sweepTracking removes records of epochs that no reference point needs.
 func sweepTracking(dir string, f *vmFile) error {
 	first := f.Epoch
-	if f.Reference != nil {
-		first = min(first, f.Reference.Epoch)
+	for _, r := range f.references() {
+		first = min(first, r.Epoch)
 	}
 	if cp := f.recovery(); cp != nil {
 		first = min(first, cp.Epoch) // its Commit makes this the reference

@@ -102,10 +102,7 @@ func (h *Host) Swap(ctx context.Context, vm string, no int, file string) error {
 		for _, c := range f.Checkpoints {
 			delete(c.Frozen, d.ID)
 		}
-		if f.Reference != nil {
-			delete(f.Reference.Disks, e.ID)
-			delete(f.Reference.Disks, d.ID)
-		}
+		f.forget(e.ID, d.ID)
 		e.Controller, e.ControllerNo, e.Slot = d.Controller, d.ControllerNo, d.Slot
 		*d = e
 		return f.rotate(dir)
@@ -137,10 +134,12 @@ func (f *vmFile) numbered(op string, no int) (*diskEntry, error) {
 	return &f.Disks[no], nil
 }
 
-// lose notes why the changes since the reference point are not known.
+// lose notes why the changes since the reference points are not known.
 func (f *vmFile) lose(id holdfast.DiskID, why string) {
-	if f.Reference != nil && f.Reference.Disks[id] != nil {
-		f.Reference.Disks[id].Lost = why
+	for _, r := range f.references() {
+		if r.Disks[id] != nil {
+			r.Disks[id].Lost = why
+		}
 	}
 }
 

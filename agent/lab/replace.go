@@ -169,16 +169,7 @@ func (p *planned) putDisk(f *vmFile) ([]diskEntry, error) {
 	if p.plan.Start {
 		f.State = stateRunning
 	}
-	if f.Reference != nil { // a copy: vmFiles share it
-		ref := *f.Reference
-		ref.Disks = make(map[holdfast.DiskID]*referencePoint)
-		for id, point := range f.Reference.Disks {
-			if id != e.ID {
-				ref.Disks[id] = point
-			}
-		}
-		f.Reference = &ref
-	}
+	f.forget(e.ID)
 	return []diskEntry{was}, nil
 }
 

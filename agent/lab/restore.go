@@ -334,7 +334,7 @@ func (p *planned) realizeNew(ctx context.Context) (hv.Realized, error) {
 
 // reference makes the epoch that begins with the next rotate our reference point, if the plan wants one.
 func (p *planned) reference(f *vmFile) map[holdfast.DiskID]string {
-	f.Reference = nil
+	f.Reference, f.Older = nil, nil
 	if !p.plan.Reference {
 		return nil
 	}

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -33,7 +34,8 @@ type vmFile struct {
 	Adapters    []holdfast.Adapter `json:"adapters,omitempty"`
 	Restored    string             `json:"restored,omitempty"` // tag of the restore that last changed the VM
 	Checkpoints []checkpointEntry  `json:"checkpoints,omitempty"`
-	Reference   *reference         `json:"reference,omitempty"`
+	Reference   *reference         `json:"reference,omitempty"` // the newest
+	Older       []*reference       `json:"older,omitempty"`     // that are still good to ask for, newest first; at most maxOlder
 	Merging     *merging           `json:"merging,omitempty"`
 	BusyUntil   time.Time          `json:"busy_until,omitzero"` // a slow merge: disks cannot be opened for reading until then
 	Faults      map[string]string  `json:"faults,omitempty"`
@@ -64,6 +66,39 @@ type checkpointEntry struct {
 	Created time.Time                  `json:"created"`
 	Epoch   uint64                     `json:"epoch"` // the first epoch after it
 	Frozen  map[holdfast.DiskID]string `json:"frozen"`
+}
+
+// maxOlder bounds the older reference points that are kept: a differential backup asks what changed since the last full one, with a month of
+// daily incrementals between. Each costs a change tracking record of every disk: 4 MiB for a TiB.
+const maxOlder = 31
+
+// references returns all reference points, newest first.
+func (f *vmFile) references() []*reference {
+	if f.Reference == nil {
+		return f.Older
+	}
+	return append([]*reference{f.Reference}, f.Older...)
+}
+
+// forget takes a disk out of all reference points. They are copied: vmFiles share them.
+func (f *vmFile) forget(ids ...holdfast.DiskID) {
+	without := func(r *reference) *reference {
+		next := &reference{Epoch: r.Epoch, Disks: make(map[holdfast.DiskID]*referencePoint)}
+		for id, point := range r.Disks {
+			if !slices.Contains(ids, id) {
+				next.Disks[id] = point
+			}
+		}
+		return next
+	}
+	if f.Reference != nil {
+		f.Reference = without(f.Reference)
+	}
+	older := make([]*reference, 0, len(f.Older))
+	for _, r := range f.Older {
+		older = append(older, without(r))
+	}
+	f.Older = older
 }
 
 // A reference is our reference point: tokens that name the moment at which Epoch began.
