@@ -12,7 +12,6 @@ import (
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/appliance/api"
 	"github.com/holdfast-backup/holdfast/appliance/job"
-	"github.com/holdfast-backup/holdfast/appliance/schedule"
 	"github.com/holdfast-backup/holdfast/catalog"
 )
 
@@ -392,24 +391,11 @@ func (s *Service) StopJob(ctx context.Context, name string) (api.Job, error) {
 
 // PreviewSchedule implements api.Service.
 func (s *Service) PreviewSchedule(_ context.Context, spec, zone string, n int) (api.SchedulePreview, error) {
-	var out api.SchedulePreview
-	t, err := job.ParseTimed(spec)
+	t, z, times, err := job.Preview(spec, zone, s.now(), n)
 	if err != nil {
-		return out, err
+		return api.SchedulePreview{}, err
 	}
-	parsed, err := schedule.Parse(t.Spec)
-	if err != nil {
-		return out, err
-	}
-	z, err := job.Zone(zone)
-	if err != nil {
-		return out, err
-	}
-	out = api.SchedulePreview{Spec: t.Spec, Type: t.Type, Zone: z.String(), Times: schedule.Preview(parsed, s.now(), z, n)}
-	if out.Times == nil {
-		out.Times = []time.Time{}
-	}
-	return out, nil
+	return api.SchedulePreview{Spec: t.Spec, Type: t.Type, Zone: z.String(), Times: times}, nil
 }
 
 // RunLog implements api.Service.

@@ -374,7 +374,8 @@ func (s *Service) forgetPool(ctx context.Context, rec catalog.Pool, sets []catal
 				return err
 			}
 		}
-		return errors.Join(tx.DeletePool(rec.ID), tx.DeleteSetting(optionsName(rec.ID)), tx.DeleteSetting(workSetting+rec.ID.String()))
+		return errors.Join(tx.DeletePool(rec.ID), tx.DeleteSetting(optionsName(rec.ID)), tx.DeleteSetting(workSetting+rec.ID.String()),
+			tx.DeleteSetting(retentionOfPool(rec.ID)))
 	})
 	if err != nil {
 		return err

@@ -172,7 +172,6 @@ func (s *Service) SetPolicy(ctx context.Context, c api.PolicyChange) (api.Polici
 
 // SimulateRetention implements api.Service.
 func (s *Service) SimulateRetention(ctx context.Context, a api.RetentionAsk) (api.RetentionReport, error) {
-	const op = "simulate retention"
 	r, err := s.retention()
 	if err != nil {
 		return api.RetentionReport{}, err
@@ -198,16 +197,7 @@ func (s *Service) SimulateRetention(ctx context.Context, a api.RetentionAsk) (ap
 		}
 		return s.retain(ctx, rec, p, r, a.Policy, now)
 	}
-	if a.Policy == "" {
-		return api.RetentionReport{}, holdfast.Errorf(holdfast.Invalid, op, "imagined points need a policy").Advise("say one with --policy")
-	}
-	p, err := retain.ParsePolicy(a.Policy)
-	if err != nil {
-		return api.RetentionReport{}, err
-	}
-	out := api.RetentionReport{Decisions: []api.RetentionDecision{}}
-	add(&out, retain.Decide(p, a.Points, now, r.zone, retain.PoolFill{}), p.String(), "")
-	return out, nil
+	return api.SimulateTimeline(a, now, r.zone)
 }
 
 // retain decides about the sets of a pool: those of jobs with a policy by that, the others by the pool's, or all by one that is tried out.
@@ -267,7 +257,7 @@ func (s *Service) retain(ctx context.Context, rec catalog.Pool, p pools.Pool, r 
 		if err != nil {
 			return out, err
 		}
-		fill.Pending += add(&out, retain.Decide(policy, groups[name], now, r.zone, fill), policy.String(), of)
+		fill.Pending += out.Add(retain.Decide(policy, groups[name], now, r.zone, fill), policy.String(), of)
 	}
 	return out, nil
 }
@@ -299,21 +289,6 @@ func pointOf(set catalog.Set, r retention) retain.Point {
 		p.State = retain.Damaged
 	}
 	return p
-}
-
-// add puts decisions into a report and returns the bytes that they free.
-func add(r *api.RetentionReport, ds []retain.Decision, policy, of string) (frees int64) {
-	for _, d := range ds {
-		r.Decisions = append(r.Decisions, api.RetentionDecision{Decision: d, Policy: policy, Of: of})
-		if d.Keep {
-			r.Kept++
-			continue
-		}
-		r.Removed++
-		frees += d.Frees
-	}
-	r.Frees += frees
-	return frees
 }
 
 // ApplyRetention implements api.Service.

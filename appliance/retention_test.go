@@ -127,3 +127,22 @@ func TestImaginedTimelines(t *testing.T) {
 		t.Errorf("imagined points without a policy: %v", err)
 	}
 }
+
+// TestAPoolThatIsGoneHasNoPolicy: what was said about a pool goes with it, and does not come back with it.
+func TestAPoolThatIsGoneHasNoPolicy(t *testing.T) {
+	s := newSite(t)
+	_, err := s.svc().SetPolicy(t.Context(), api.PolicyChange{Pool: "main", Policy: "count=1"})
+	s.ok(err)
+	_, err = s.svc().DeletePool(t.Context(), "main", true)
+	s.ok(err)
+	ps, err := s.svc().Policies(t.Context())
+	s.ok(err)
+	if len(ps.Pools) != 0 {
+		t.Errorf("left: %+v", ps.Pools)
+	}
+	_, err = s.svc().ImportPool(t.Context(), api.PoolSpec{Name: "main", Kind: "dedup", Path: s.path("pool")})
+	s.ok(err)
+	if ps, err = s.svc().Policies(t.Context()); err != nil || len(ps.Pools) != 0 {
+		t.Errorf("back again: %+v, %v", ps.Pools, err)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/appliance/retain"
 )
 
@@ -100,4 +101,33 @@ func (a *API) registerRetention() {
 	route(a, "POST", "/v1/sets/{id}/hold", "Keep a set from being deleted until a time", 200, func(ctx context.Context, in *holdIn) (Set, error) {
 		return s.HoldSet(ctx, in.ID, in.Body.Until)
 	})
+}
+
+// Add puts decisions into the report and returns the bytes that they free.
+func (r *RetentionReport) Add(ds []retain.Decision, policy, of string) (frees int64) {
+	for _, d := range ds {
+		r.Decisions = append(r.Decisions, RetentionDecision{Decision: d, Policy: policy, Of: of})
+		if d.Keep {
+			r.Kept++
+			continue
+		}
+		r.Removed++
+		frees += d.Frees
+	}
+	r.Frees += frees
+	return frees
+}
+
+// SimulateTimeline decides about imagined points: what is asked says all there is to know, so that no appliance is needed.
+func SimulateTimeline(a RetentionAsk, now time.Time, zone *time.Location) (RetentionReport, error) {
+	if a.Policy == "" {
+		return RetentionReport{}, holdfast.Errorf(holdfast.Invalid, "simulate retention", "imagined points need a policy").Advise("say one with --policy")
+	}
+	p, err := retain.ParsePolicy(a.Policy)
+	if err != nil {
+		return RetentionReport{}, err
+	}
+	out := RetentionReport{Decisions: []RetentionDecision{}}
+	out.Add(retain.Decide(p, a.Points, now, zone, retain.PoolFill{}), p.String(), "")
+	return out, nil
 }

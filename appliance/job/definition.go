@@ -70,6 +70,27 @@ func ParseTimed(text string) (Timed, error) {
 	return t, nil
 }
 
+// Preview returns the next n times at which a schedule, as ParseTimed reads it, starts a job, and the zone that it means.
+func Preview(text, zone string, now time.Time, n int) (Timed, *time.Location, []time.Time, error) {
+	t, err := ParseTimed(text)
+	if err != nil {
+		return t, nil, nil, err
+	}
+	spec, err := schedule.Parse(t.Spec)
+	if err != nil {
+		return t, nil, nil, err
+	}
+	z, err := Zone(zone)
+	if err != nil {
+		return t, nil, nil, err
+	}
+	times := schedule.Preview(spec, now, z, n)
+	if times == nil {
+		times = []time.Time{}
+	}
+	return t, z, times, nil
+}
+
 // String writes a schedule as ParseTimed reads it.
 func (t Timed) String() string {
 	if t.Type == "" {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -12,7 +13,9 @@ import (
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/appliance/api"
+	"github.com/holdfast-backup/holdfast/appliance/job"
 	"github.com/holdfast-backup/holdfast/internal/cli"
+	"github.com/holdfast-backup/holdfast/internal/clock"
 )
 
 const policyHelp = `A policy is one line, like days=30,weekly=8,monthly=12,min=2. Words: days, count, quota (SIZE), hourly, daily, weekly, monthly, yearly,
@@ -78,7 +81,7 @@ func (a *app) retentionSimulate() *cobra.Command {
 	var timeline, now string
 	c := &cobra.Command{
 		Use: "simulate (--pool P | --timeline FILE --policy POLICY)", Short: "Say what would stay and what would go, and why",
-		Long: "Say what would stay and what would go, and why, without changing anything. A timeline is a file (- for standard input) with imagined points:\n" +
+		Long: "Say what would stay and what would go, and why, without changing anything. For a timeline no daemon is needed. It is a file (- for standard input) with imagined points:\n" +
 			`[{"set":ID,"vm":ID,"vm_name":"db","time":"2026-01-31T22:00:00Z","state":"good","unique":1048576}, ...]` + "\n\n" + policyHelp + "\n\n" + cli.ExitHelp,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -94,8 +97,8 @@ func (a *app) retentionSimulate() *cobra.Command {
 				}
 				ask.Now = t
 			}
-			var out api.RetentionReport
-			if err := a.call(c.Context(), "POST", "/v1/retention/simulate", ask, &out); err != nil {
+			out, err := a.simulate(c.Context(), ask)
+			if err != nil {
 				return err
 			}
 			return a.print(out, func(p *printer) { showRetention(p, out) })
@@ -106,8 +109,24 @@ func (a *app) retentionSimulate() *cobra.Command {
 	f.StringVar(&ask.Policy, "policy", "", "a policy to try instead of those that are set")
 	f.StringVar(&timeline, "timeline", "", "a file with imagined points instead of a pool")
 	f.StringVar(&now, "now", "", "as if it were then (RFC 3339)")
-	f.StringVar(&ask.Zone, "zone", "", "as if this zone were set")
+	f.StringVar(&ask.Zone, "zone", "", "as if this zone were set; of a timeline: UTC if not given")
 	return c
+}
+
+// simulate asks the daemon what it would do to a pool. What becomes of imagined points it need not be asked.
+func (a *app) simulate(ctx context.Context, ask api.RetentionAsk) (out api.RetentionReport, err error) {
+	if len(ask.Points) == 0 {
+		err = a.call(ctx, "POST", "/v1/retention/simulate", ask, &out)
+		return out, err
+	}
+	zone, err := job.Zone(ask.Zone)
+	if err != nil {
+		return out, err
+	}
+	if ask.Now.IsZero() {
+		ask.Now = clock.System.Now()
+	}
+	return api.SimulateTimeline(ask, ask.Now, zone)
 }
 
 const maxTimeline = 64 << 20
