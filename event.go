@@ -45,6 +45,7 @@ const (
 	EventCollected       EventType = "pool-collected"
 	EventContainerSealed EventType = "container-sealed"
 	EventMediaNeeded     EventType = "media-needed"
+	EventTape            EventType = "tape"          // something about a drive or cartridge of a tape pool
 	EventLabelChanged    EventType = "label-changed" // of a host or a VM: protected, or not any more
 )
 

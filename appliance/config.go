@@ -26,7 +26,7 @@ type Config struct {
 	Version string
 	Log     *slog.Logger   // nil: nothing is logged
 	Clock   clock.Clock    // nil: clock.System
-	Drivers pools.Registry // nil: Drivers()
+	Drivers pools.Registry // nil: Drivers() and tape pools
 	// TapeSchemes are further kinds of addresses of tape libraries, by their first word: for tests.
 	TapeSchemes map[string]library.Opener
 }
@@ -68,9 +68,6 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Clock == nil {
 		c.Clock = clock.System
-	}
-	if c.Drivers == nil {
-		c.Drivers = Drivers()
 	}
 	if c.Version == "" {
 		c.Version = "development"

@@ -19,6 +19,7 @@ import (
 	"github.com/holdfast-backup/holdfast/ingest/wire"
 	"github.com/holdfast-backup/holdfast/pools"
 	"github.com/holdfast-backup/holdfast/tape/library"
+	tapepool "github.com/holdfast-backup/holdfast/tape/pool"
 )
 
 const (
@@ -78,6 +79,9 @@ func Start(ctx context.Context, c Config) (*Daemon, error) {
 		return nil, err
 	}
 	d := &Daemon{c: c, tapes: library.NewKeeper(c.TapeSchemes)}
+	if d.c.Drivers == nil {
+		d.c.Drivers = append(Drivers(), tapepool.Driver(d.tapes))
+	}
 	d.ctx, d.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	for _, step := range []func() error{d.openData, d.openEngine, d.openHerald, d.openPools, d.openDoors} {
 		if err := step(); err != nil {

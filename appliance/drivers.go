@@ -7,7 +7,7 @@ import (
 	"github.com/holdfast-backup/holdfast/pools/standard"
 )
 
-// Drivers is the one table of the kinds of pool there are.
+// Drivers is the one table of the kinds of pool there are, but for tape pools: those share the daemon's open libraries.
 func Drivers() pools.Registry {
 	return pools.Registry{dedup.Driver(), standard.Driver(), object.Driver()}
 }

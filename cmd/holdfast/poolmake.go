@@ -16,18 +16,19 @@ import (
 type poolFlag func(a *app, c *cobra.Command) func(kind string, config map[string]any) error
 
 // poolFlags are the groups of flags that describe a pool.
-func poolFlags() []poolFlag { return []poolFlag{placeFlags, bucketFlags, encryptFlags} }
+func poolFlags() []poolFlag { return []poolFlag{placeFlags, bucketFlags, tapeFlags, encryptFlags} }
 
 func (a *app) poolCreate() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "create NAME --kind KIND (--path DIR... | --endpoint URL --bucket NAME ...)",
+		Use:   "create NAME --kind KIND (--path DIR... | --endpoint URL --bucket NAME ... | --library ADDRESS)",
 		Short: "Create a pool",
 		Long: "Create a pool: dedup (chunks shared between all sets), standard (each set in files of its own), both in folders of the appliance,\n" +
-			"or object (dedup in an S3 bucket). Keys are given as files that the daemon can read; they are never shown.",
+			"object (dedup in an S3 bucket), or tape (media sets of cartridges in a library; blank ones are taken). Keys are given as files that the daemon can read; they are never shown.",
 		Example: "  holdfast pool create main --kind dedup --path /srv/pool\n" +
 			"  holdfast pool create plain --kind standard --path /disk1/pool --path /disk2/pool --quota /disk1/pool=2T\n" +
 			"  holdfast pool create safe --kind dedup --path /d1 --path /d2 --path /d3 --path /d4 --path /d5 --path /d6 --stripe 4+2\n" +
-			"  holdfast pool create cloud --kind object --endpoint https://s3.example.com --bucket backups --access-key-file ak --secret-key-file sk",
+			"  holdfast pool create cloud --kind object --endpoint https://s3.example.com --bucket backups --access-key-file ak --secret-key-file sk\n" +
+			"  holdfast pool create vault --kind tape --library iscsi://10.0.0.9/iqn.2026-01.example:library --barcodes HF --allocation monthly --retain 365d",
 		Args: cobra.ExactArgs(1),
 	}
 	spec := a.poolSpec(c)
@@ -50,7 +51,7 @@ func (a *app) poolCreate() *cobra.Command {
 
 func (a *app) poolImport() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "import NAME --kind KIND (--path DIR... | --endpoint URL --bucket NAME ...)",
+		Use:   "import NAME --kind KIND (--path DIR... | --endpoint URL --bucket NAME ... | --library ADDRESS)",
 		Short: "Take over a pool that is already there, and list its sets",
 		Long:  "Take over a pool that another appliance made, or whose catalog was lost. The pool keeps its id; its sets are listed in the catalog.",
 		Args:  cobra.ExactArgs(1),
@@ -85,7 +86,7 @@ func (a *app) poolImport() *cobra.Command {
 
 // poolSpec adds the flags that describe a pool, and returns what makes a spec out of them.
 func (a *app) poolSpec(c *cobra.Command) func(name string) (api.PoolSpec, error) {
-	kind := c.Flags().String("kind", "dedup", "kind of pool: dedup, standard or object")
+	kind := c.Flags().String("kind", "dedup", "kind of pool: dedup, standard, object or tape")
 	var groups []func(string, map[string]any) error
 	for _, f := range poolFlags() {
 		groups = append(groups, f(a, c))
@@ -101,10 +102,11 @@ func (a *app) poolSpec(c *cobra.Command) func(name string) (api.PoolSpec, error)
 	}
 }
 
-// kindStandard and kindObject are kinds whose config is made differently; every other kind takes the flags as they are.
+// kindStandard, kindObject and kindTape are kinds whose config is made differently; every other kind takes the flags as they are.
 const (
 	kindStandard = "standard"
 	kindObject   = "object"
+	kindTape     = "tape"
 )
 
 // placeFlags describe pools in folders.
@@ -115,7 +117,7 @@ func placeFlags(_ *app, c *cobra.Command) func(string, map[string]any) error {
 	quotas := f.StringArray("quota", nil, "bytes that the pool may take (DIR=SIZE: on one path of a standard pool), for example 2T")
 	chunking := f.String("chunking", "", "how disks are cut: adaptive (default), variable, fixed-64K, fixed-128K, fixed-256K, fixed-512K")
 	return func(kind string, config map[string]any) error {
-		if len(*paths) == 0 && kind != kindObject {
+		if len(*paths) == 0 && kind != kindObject && kind != kindTape {
 			return holdfast.Errorf(holdfast.Invalid, "", "no --path: a pool of kind %q needs a folder", kind).Advise("'%s --help' shows how to use it", c.CommandPath())
 		}
 		abs, err := absolute(*paths)
@@ -213,6 +215,40 @@ func cutLast(s, sep string) (before, after string, found bool) {
 		return s, "", false
 	}
 	return s[:i], s[i+len(sep):], true
+}
+
+// tapeFlags describe pools on tape.
+func tapeFlags(_ *app, c *cobra.Command) func(string, map[string]any) error {
+	f := c.Flags()
+	address := f.String("library", "", "tape: address of the library: iscsi://HOST[:PORT]/TARGET, sg:/dev/sgN, sg:serial:NUMBER")
+	text := map[string]*string{
+		"name":       f.String("label-name", "", "tape: the pool's name on labels, for people who find a cartridge"),
+		"barcodes":   f.String("barcodes", "", "tape: take only cartridges whose bar codes begin so"),
+		"allocation": f.String("allocation", "", "tape: when a new media set begins: continue, always, daily, weekly (default), monthly"),
+		"retain":     f.String("retain", "", "tape: keep a media set so long from when it is closed: 30d, 720h"),
+	}
+	spool := f.String("spool", "", "tape: bytes that are collected on the appliance's disk and then written in one go (default 64G)")
+	return func(kind string, config map[string]any) error {
+		if kind == kindTape && *address == "" {
+			return holdfast.Errorf(holdfast.Invalid, "", "a pool of kind tape needs --library").Advise("list what can be reached: holdfast tape library scan ADDRESS")
+		}
+		if *address != "" {
+			config["library"] = *address
+		}
+		for k, v := range text {
+			if *v != "" {
+				config[k] = *v
+			}
+		}
+		if *spool != "" {
+			n, err := cli.ParseSize(*spool)
+			if err != nil {
+				return err
+			}
+			config["spool"] = n
+		}
+		return nil
+	}
 }
 
 // bucketFlags describe pools in buckets.

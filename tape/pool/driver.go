@@ -15,6 +15,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -173,17 +174,33 @@ func Driver(keeper *library.Keeper) pools.Driver {
 			return p, nil
 		},
 		Identify: func(ctx context.Context, env pools.Env, config json.RawMessage) (holdfast.PoolID, error) {
-			if _, _, err := readConfig(config); err != nil {
-				return holdfast.PoolID{}, err
-			}
-			f, err := state(env, false)
-			if err != nil {
-				return holdfast.PoolID{}, err
-			}
-			head, err := readSuper(f)
-			return head.ID, err
+			return identify(ctx, keeper, env, config)
 		},
 	}
+}
+
+// identify reads the pool's id from its state, or from the cartridges in the library where there is none: the pools found must be one.
+func identify(ctx context.Context, keeper *library.Keeper, env pools.Env, config json.RawMessage) (id holdfast.PoolID, err error) {
+	c, _, err := readConfig(config)
+	if err != nil {
+		return id, err
+	}
+	if env.StateDir != "" {
+		if f, err := state(env, false); err == nil {
+			if head, err := readSuper(f); err == nil || holdfast.KindOf(err) != holdfast.NotExist {
+				return head.ID, err
+			}
+		}
+	}
+	lib, end, err := keeper.Use(ctx, c.Library, options(env))
+	if err != nil {
+		return id, err
+	}
+	if lib.Changer() == nil {
+		return id, errors.Join(noRobot(), end(ctx))
+	}
+	id, err = search(ctx, env, lib, c)
+	return id, errors.Join(err, end(ctx))
 }
 
 func onlyIf(ok bool, do func() error) error {
@@ -198,11 +215,15 @@ func noRobot() error {
 }
 
 func options(env pools.Env) library.Options {
-	return library.Options{Secrets: env.Secrets, Clock: env.Clock, Log: logger(env)}
+	return library.Options{Secrets: env.Secrets, Clock: env.Clock}
 }
 
-// logger turns remarks into events of no one's.
-func logger(env pools.Env) func(string, ...any) { return func(string, ...any) {} }
+// logger turns remarks about drives and cartridges into events.
+func logger(env pools.Env) func(string, ...any) {
+	return func(format string, args ...any) {
+		env.Listener.Emit(holdfast.Event{Type: holdfast.EventTape, Severity: holdfast.Warning, Text: fmt.Sprintf(format, args...)})
+	}
+}
 
 // state returns the folder of the pool's state.
 func state(env pools.Env, make bool) (fsys.FS, error) {
@@ -249,19 +270,24 @@ func (s *superblock) check() error {
 	return s.Chunking.Check()
 }
 
-// openPool opens a pool with its library.
+// openPool opens a pool with its library. Where its state was lost it is read from the cartridges first, which takes a mount of each.
 func openPool(ctx context.Context, keeper *library.Keeper, env pools.Env, id holdfast.PoolID, config json.RawMessage) (*Pool, error) {
 	c, keep, err := readConfig(config)
 	if err != nil {
 		return nil, err
 	}
-	f, err := state(env, false)
+	f, err := state(env, true)
 	if err != nil {
 		return nil, err
 	}
 	lib, end, err := keeper.Use(ctx, c.Library, options(env))
 	if err != nil {
 		return nil, err
+	}
+	if _, err := readSuper(f); holdfast.KindOf(err) == holdfast.NotExist && err != nil && lib.Changer() != nil {
+		if _, err := rebuildOn(ctx, env, f, id, c, keep, lib); err != nil {
+			return nil, errors.Join(err, end(ctx))
+		}
 	}
 	p, err := openOn(ctx, env, f, id, c, keep, lib, end)
 	if err != nil {
@@ -284,12 +310,8 @@ func openOn(ctx context.Context, env pools.Env, f fsys.FS, id holdfast.PoolID, c
 			_ = lock.Close() // the first error is the one to tell
 		}
 	}()
-	p := &Pool{id: id, name: c.Name, config: c, keep: keep, fs: f, lock: lock, clk: env.Clock, log: logger(env), endLib: end,
-		writing: make(chan struct{}, 1), objects: map[holdfast.ID][]hft.Entry{}, keys: map[holdfast.ID]*hft.Key{}, open: map[holdfast.SetID]bool{}, pins: map[holdfast.ID]int{}}
-	if p.clk == nil {
-		p.clk = clock.System
-	}
-	p.stations = newStations(lib, p.clk, p.log)
+	p := bare(env, f, id, c, keep, lib)
+	p.lock, p.endLib = lock, end
 	if p.head, err = readSuper(f); err != nil {
 		return nil, err
 	}
@@ -308,6 +330,17 @@ func openOn(ctx context.Context, env pools.Env, f fsys.FS, id holdfast.PoolID, c
 		}
 	}
 	return p, p.sweep()
+}
+
+// bare returns a pool that knows its library and nothing else.
+func bare(env pools.Env, f fsys.FS, id holdfast.PoolID, c Config, keep time.Duration, lib *library.Library) *Pool {
+	p := &Pool{id: id, name: c.Name, config: c, keep: keep, fs: f, clk: env.Clock, log: logger(env), book: &media.Book{Pool: id}, writing: make(chan struct{}, 1),
+		objects: map[holdfast.ID][]hft.Entry{}, keys: map[holdfast.ID]*hft.Key{}, open: map[holdfast.SetID]bool{}, pins: map[holdfast.ID]int{}}
+	if p.clk == nil {
+		p.clk = clock.System
+	}
+	p.stations = newStations(lib, p.clk, p.log)
+	return p
 }
 
 // create makes the state of a new pool.

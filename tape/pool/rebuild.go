@@ -13,7 +13,6 @@ import (
 
 	"github.com/holdfast-backup/holdfast"
 	"github.com/holdfast-backup/holdfast/fsys"
-	"github.com/holdfast-backup/holdfast/internal/clock"
 	"github.com/holdfast-backup/holdfast/pools"
 	"github.com/holdfast-backup/holdfast/tape/changer"
 	"github.com/holdfast-backup/holdfast/tape/hft"
@@ -82,11 +81,7 @@ func rebuildOn(ctx context.Context, env pools.Env, f fsys.FS, id holdfast.PoolID
 			return Rebuilt{}, fsys.Classify(op, err)
 		}
 	}
-	p := &Pool{id: id, name: c.Name, config: c, keep: keep, fs: f, clk: env.Clock, log: logger(env), book: &media.Book{Pool: id},
-		writing: make(chan struct{}, 1), objects: map[holdfast.ID][]hft.Entry{}, keys: map[holdfast.ID]*hft.Key{}, open: map[holdfast.SetID]bool{}, pins: map[holdfast.ID]int{}}
-	if p.clk == nil {
-		p.clk = clock.System
-	}
+	p := bare(env, f, id, c, keep, lib)
 	sealing, err := c.Sealing(env)
 	if err != nil {
 		return Rebuilt{}, err
@@ -98,7 +93,6 @@ func rebuildOn(ctx context.Context, env pools.Env, f fsys.FS, id holdfast.PoolID
 		}
 		p.secret = &s
 	}
-	p.stations = newStations(lib, p.clk, p.log)
 	defer func() { err = errors.Join(err, p.stations.rest(context.WithoutCancel(ctx))) }()
 	b := &rebuilder{p: p, tapes: map[holdfast.ID]*media.Cartridge{}, entries: map[holdfast.ID]map[place]hft.Entry{}, begun: map[holdfast.ID]time.Time{},
 		gone: map[holdfast.ID]bool{}, read: map[holdfast.ID]bool{}}
@@ -125,6 +119,49 @@ func rebuildOn(ctx context.Context, env pools.Env, f fsys.FS, id holdfast.PoolID
 		return b.report, err
 	}
 	return b.report, writeState(f, head, p.book, p.objects)
+}
+
+// search finds the one pool whose cartridges are in a library; with a name in the configuration, the one of that name.
+func search(ctx context.Context, env pools.Env, lib *library.Library, c Config) (id holdfast.PoolID, err error) {
+	const op = "look for a pool on tape"
+	p := bare(env, nil, id, c, 0, lib)
+	defer func() { err = errors.Join(err, p.stations.rest(context.WithoutCancel(ctx))) }()
+	inv, err := lib.Changer().Inventory(ctx)
+	if err != nil {
+		return id, err
+	}
+	for _, e := range slices.Concat(inv.Drives, inv.Slots) {
+		if !e.Full || e.Barcode == "" || lib.Changer().Cleaning(e.Barcode) || !c.wants(e.Barcode) {
+			continue
+		}
+		x, err := p.seat(ctx, func(v *changer.Inventory) (scsi.Element, error) {
+			return locate(v, &media.Cartridge{Barcode: e.Barcode})
+		})
+		if errors.Is(err, errAway) {
+			continue
+		}
+		if err != nil {
+			return id, err
+		}
+		r, err := hft.Open(ctx, x.hold.Drive)
+		x.tape = nil
+		p.stations.give(x)
+		if ctx.Err() != nil {
+			return id, err
+		}
+		if err != nil || r.Label().Pool.IsZero() || c.Name != "" && r.Label().PoolName != c.Name {
+			continue // blank, foreign, or of another pool
+		}
+		if l := r.Label(); !id.IsZero() && l.Pool != id {
+			return holdfast.PoolID{}, holdfast.Errorf(holdfast.Invalid, op, "there are cartridges of the pools %s and %s", id, l.Pool).
+				Advise("say which one by the name that is on its labels, or by the beginning of its bar codes")
+		}
+		id = r.Label().Pool
+	}
+	if id.IsZero() {
+		return id, holdfast.Errorf(holdfast.NotExist, op, "no cartridge in the library belongs to a pool").Advise("import the pool's cartridges through the library's door")
+	}
+	return id, nil
 }
 
 // cartridges looks at everything in the library.

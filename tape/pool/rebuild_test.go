@@ -84,7 +84,7 @@ func known(p *Pool) map[string]any {
 // TestTheCatalogComesBackFromTheCartridges: after backups, deletions, spanning and a new media set, with the cartridges in any order, the catalog is the one that was lost, and a missing
 // cartridge is named.
 func TestTheCatalogComesBackFromTheCartridges(t *testing.T) {
-	for seed := range uint64(3 * soak()) {
+	for seed := range uint64(2 * soak()) {
 		s := newSite(t, emu.Options{Seed: seed, Slots: 16}, Config{Allocation: Continue}, 14, small)
 		p := s.create()
 		rng := rand.New(rand.NewPCG(seed, 5))
