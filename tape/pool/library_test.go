@@ -29,7 +29,7 @@ func fullTapes(p *Pool) (all []media.Cartridge) {
 }
 
 // TestASetThatSpansTapesComesBackFromTheVault: labelled by bar code, three tapes, out through the one import/export slot; the set is Offline then and names them; what is
-// brought back in any order is waited for, and the restore is identical, with each tape mounted once and positions ascending.
+// brought back in any order is waited for, and the restore is identical, with each tape mounted once.
 func TestASetThatSpansTapesComesBackFromTheVault(t *testing.T) {
 	s := newSite(t, emu.Options{}, Config{Allocation: Continue, Admitted: true}, 6, small)
 	p := s.create()
@@ -277,6 +277,14 @@ func TestRecyclingTakesWholeMediaSets(t *testing.T) {
 	s.must(err)
 	wantKind(t, "recycle what is read", p.Recycle(ctx, sets[0].ID, true), holdfast.Busy)
 	s.must(open.Close())
+	_, err = p.Stage(ctx, ids[0], holdfast.SetID{ID: holdfast.NewID()})
+	wantKind(t, "stage a set that is not there", err, holdfast.NotExist)
+	st, err := p.Stage(ctx, ids...)
+	s.must(err)
+	wantKind(t, "recycle what is staged", p.Recycle(ctx, sets[0].ID, true), holdfast.Busy)
+	wantKind(t, "export what is staged", p.Export(ctx, fullTapes(p)[0].Barcode, ""), holdfast.Busy)
+	st.Release()
+	st.Release()
 	s.must(p.Recycle(ctx, sets[0].ID, true))
 	s.must(p.Close())
 	p = s.open()

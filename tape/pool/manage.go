@@ -3,6 +3,7 @@ package pool
 import (
 	"context"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/holdfast-backup/holdfast"
@@ -94,13 +95,38 @@ const stagePoll = 5 * time.Second
 
 // staging is a request for cartridges.
 type staging struct {
-	p    *Pool
-	need []media.Cartridge
+	p       *Pool
+	need    []media.Cartridge
+	pinned  []holdfast.ID // media sets
+	release sync.Once
 }
 
-// Stage implements pools.Stager. Until Release the media sets are not recycled.
-func (p *Pool) Stage(ctx context.Context, ids ...holdfast.SetID) (pools.Staging, error) {
+// Stage implements pools.Stager. Until Release the media sets are neither recycled nor exported, and the pool cannot be closed.
+func (p *Pool) Stage(ctx context.Context, ids ...holdfast.SetID) (_ pools.Staging, err error) {
+	const op = "stage sets"
+	if err := p.enter(ctx, op); err != nil {
+		return nil, err
+	}
 	s := &staging{p: p}
+	for _, id := range ids {
+		b := p.book.Backup(id)
+		if b == nil {
+			err = holdfast.Errorf(holdfast.NotExist, op, "set %s is not in this pool", id)
+			break
+		}
+		s.pinned = append(s.pinned, b.Media)
+		p.pins[b.Media]++
+	}
+	p.users++
+	p.mu.Unlock()
+	defer func() {
+		if err != nil {
+			s.Release()
+		}
+	}()
+	if err != nil {
+		return nil, err
+	}
 	seen := map[holdfast.ID]bool{}
 	for _, id := range ids {
 		legs, err := p.Plan(ctx, id)
@@ -154,8 +180,8 @@ func (s *staging) Wait(ctx context.Context) error {
 	}
 }
 
-// Release implements pools.Staging.
-func (s *staging) Release() {}
+// Release implements pools.Staging. It may be called again.
+func (s *staging) Release() { s.release.Do(func() { s.p.leave(s.pinned...) }) }
 
 // fromDoor brings cartridges in the import/export slots to slots.
 func (p *Pool) fromDoor(ctx context.Context, which func(scsi.Element) bool) error {
@@ -320,8 +346,7 @@ func (p *Pool) sweepRecords(gone []*media.Backup) error {
 	return nil
 }
 
-// Admit looks at a cartridge and, if it is blank, lets the pool take it. With force whatever is on it counts as nothing, unless it is a tape of a pool: then it is
-// Immutable.
+// Admit looks at a cartridge and, if it is blank, lets the pool take it.
 func (p *Pool) Admit(ctx context.Context, barcode string) error {
 	if err := p.enter(ctx, "admit cartridge"); err != nil {
 		return err
