@@ -227,7 +227,7 @@ func TestConformance(t *testing.T) {
 	}
 }
 
-// TestHistoriesRestoreAsTheReferenceDoes: random histories with crashes, in one media set, with a media set for each backup set, and on write-once media.
+// TestHistoriesRestoreAsTheReferenceDoes: random histories with crashes, in one media set, and with a media set for each backup set.
 func TestHistoriesRestoreAsTheReferenceDoes(t *testing.T) {
 	for seed := range uint64(2 * soak()) {
 		for name, h := range map[string]pooltest.Harness{
