@@ -22,7 +22,7 @@ type seedEntry struct {
 }
 
 // openParts are the parts under whose names entries may be open.
-var openParts = []string{"LAN-free", "replication", "console", "Windows installer", "tape", "restore options"}
+var openParts = []string{"LAN-free", "replication", "console", "Windows installer"}
 
 const (
 	oracle   = "appliance/schedule.TestNextAgreesWithTheOracle"
@@ -46,7 +46,7 @@ const (
 var seed = []seedEntry{
 	{7, "backup types full and incremental", follows + " " + group, ""},
 	{8, "transport over the network and over the SAN", rounds, "LAN-free"},
-	{9, "targets: standard, deduplication, object storage; tape, LAN-free pools", "cmd/e2e.TestEveryKindOfPool", "tape"},
+	{9, "targets: standard, deduplication, object storage; tape, LAN-free pools", "cmd/e2e.TestEveryKindOfPool cmd/holdfast.TestTapePoolFromBackupToTakeOver", "LAN-free"},
 	{10, "schedules: immediate, one-time, hourly, daily, weekly, monthly", oracle + " appliance.TestSchedulesStartJobs appliance.TestImmediateJobsStartWhenTheyAreCreated", ""},
 	{11, "compression, channels, reconnection, speed limit; replication", options + " " + cuts + " " + speed, "replication"},
 	{12, "restore of virtual machines and virtual disks", matrix + " " + disk, ""},
