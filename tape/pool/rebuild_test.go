@@ -171,6 +171,7 @@ func TestPowerCutsLoseNothingReported(t *testing.T) {
 	if points > 1000 {
 		points = 1000
 	}
+	kept, rebuilt := 0, 0
 	for seed := range uint64(points) {
 		rng := rand.New(rand.NewPCG(seed, 11))
 		m := small
@@ -232,5 +233,7 @@ func TestPowerCutsLoseNothingReported(t *testing.T) {
 			s.same(fmt.Sprintf("seed %d, rebuilt", seed), s.restore(q, id), model(size, sets[id]...))
 		}
 		s.must(q.Close())
+		kept, rebuilt = kept+len(ids), rebuilt+1
 	}
+	t.Logf("%d power cuts; %d catalogs built again from cartridges in any order, %d sets compared twice", points, rebuilt, kept)
 }
