@@ -2,10 +2,8 @@ package api
 
 import (
 	"context"
-	"net/http"
+	"io"
 	"time"
-
-	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/holdfast-backup/holdfast"
 )
@@ -114,36 +112,11 @@ func (a *API) registerMounts() {
 	route(a, "GET", "/v1/mounts/{id}/disks/{disk}/map", "Say where a mounted disk holds data", 200, func(ctx context.Context, in *mountDiskIn) (MountMap, error) {
 		return s.MountMap(ctx, in.ID, in.Disk)
 	})
-	huma.Register(a.huma, huma.Operation{
-		OperationID: "get-mounts-id-files-no",
-		Method:      "GET",
-		Path:        "/v1/mounts/{id}/files/{no}",
-		Summary:     "Read a configuration file of a mounted set",
-		Responses:   map[string]*huma.Response{"200": {Description: "its bytes", Content: map[string]*huma.MediaType{"application/octet-stream": {}}}},
-	}, func(ctx context.Context, in *mountFileIn) (*huma.StreamResponse, error) {
+	octets(a, "/v1/mounts/{id}/files/{no}", "Read a configuration file of a mounted set", "its bytes", func(ctx context.Context, in *mountFileIn) (Export, error) {
 		b, err := s.MountFile(ctx, in.ID, in.No)
-		if err != nil {
-			return nil, bodyOf(err)
-		}
-		return &huma.StreamResponse{Body: func(hc huma.Context) {
-			hc.SetHeader("Content-Type", "application/octet-stream")
-			_, _ = hc.BodyWriter().Write(b) // the peer may be gone; there is nobody to tell
-		}}, nil
+		return func(_ context.Context, w io.Writer) error { _, err := w.Write(b); return err }, err
 	})
-	huma.Register(a.huma, huma.Operation{
-		OperationID: "get-mounts-id-disks-disk-parcels",
-		Method:      http.MethodGet,
-		Path:        "/v1/mounts/{id}/disks/{disk}/parcels",
-		Summary:     "Stream a range of a mounted disk as a parcel stream",
-		Responses:   map[string]*huma.Response{"200": {Description: "a parcel stream", Content: map[string]*huma.MediaType{"application/octet-stream": {}}}},
-	}, func(ctx context.Context, in *mountReadIn) (*huma.StreamResponse, error) {
-		x, err := s.ReadMount(ctx, in.ID, in.Disk, holdfast.Extent{Off: in.Off, Len: in.Len})
-		if err != nil {
-			return nil, bodyOf(err)
-		}
-		return &huma.StreamResponse{Body: func(hc huma.Context) {
-			hc.SetHeader("Content-Type", "application/octet-stream")
-			_ = x(hc.Context(), hc.BodyWriter()) // an error is in the stream itself: the answer's head is long gone
-		}}, nil
+	octets(a, "/v1/mounts/{id}/disks/{disk}/parcels", "Stream a range of a mounted disk as a parcel stream", "a parcel stream", func(ctx context.Context, in *mountReadIn) (Export, error) {
+		return s.ReadMount(ctx, in.ID, in.Disk, holdfast.Extent{Off: in.Off, Len: in.Len})
 	})
 }

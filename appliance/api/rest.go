@@ -90,6 +90,27 @@ func route[I, O any](a *API, method, path, summary string, code int, call func(c
 	})
 }
 
+// octets registers a GET route whose answer is bytes as what call returns writes them. An error of that is in the stream itself, or the peer is gone: the
+// answer's head is long gone.
+func octets[I any](a *API, path, summary, what string, call func(context.Context, *I) (Export, error)) {
+	huma.Register(a.huma, huma.Operation{
+		OperationID: operationID(http.MethodGet, path),
+		Method:      http.MethodGet,
+		Path:        path,
+		Summary:     summary,
+		Responses:   map[string]*huma.Response{"200": {Description: what, Content: map[string]*huma.MediaType{"application/octet-stream": {}}}},
+	}, func(ctx context.Context, in *I) (*huma.StreamResponse, error) {
+		write, err := call(ctx, in)
+		if err != nil {
+			return nil, bodyOf(err)
+		}
+		return &huma.StreamResponse{Body: func(hc huma.Context) {
+			hc.SetHeader("Content-Type", "application/octet-stream")
+			_ = write(hc.Context(), hc.BodyWriter())
+		}}, nil
+	})
+}
+
 func operationID(method, path string) string {
 	p := strings.NewReplacer("/v1/", "", "/", "-", "{", "", "}", "").Replace(path)
 	return strings.ToLower(method) + "-" + p
@@ -176,21 +197,8 @@ func (a *API) registerSets() {
 		return s.VerifySet(ctx, in.ID)
 	})
 	route(a, "DELETE", "/v1/sets/{id}", "Delete a set for good", 200, func(ctx context.Context, in *byID) (Set, error) { return s.DeleteSet(ctx, in.ID) })
-	huma.Register(a.huma, huma.Operation{
-		OperationID: "get-sets-id-disks-disk-parcels",
-		Method:      "GET",
-		Path:        "/v1/sets/{id}/disks/{disk}/parcels",
-		Summary:     "Stream one disk of a set as a parcel stream",
-		Responses:   map[string]*huma.Response{"200": {Description: "a parcel stream", Content: map[string]*huma.MediaType{"application/octet-stream": {}}}},
-	}, func(ctx context.Context, in *exportIn) (*huma.StreamResponse, error) {
-		x, err := s.ExportDisk(ctx, in.ID, in.Disk)
-		if err != nil {
-			return nil, bodyOf(err)
-		}
-		return &huma.StreamResponse{Body: func(hc huma.Context) {
-			hc.SetHeader("Content-Type", "application/octet-stream")
-			_ = x(hc.Context(), hc.BodyWriter()) // an error is in the stream itself: the answer's head is long gone
-		}}, nil
+	octets(a, "/v1/sets/{id}/disks/{disk}/parcels", "Stream one disk of a set as a parcel stream", "a parcel stream", func(ctx context.Context, in *exportIn) (Export, error) {
+		return s.ExportDisk(ctx, in.ID, in.Disk)
 	})
 }
 
