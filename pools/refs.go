@@ -36,6 +36,37 @@ func CutRef(r holdfast.Ref, off, end int64) holdfast.Ref {
 	return c
 }
 
+// Overlay returns fresh over old: every byte of [0, size) that fresh does not name is as old has it. Both are ascending and of one driver's kind of refs; extent
+// tells where on the disk one lies, and cut returns the part of one between two offsets in it.
+func Overlay[R any](old, fresh []R, size int64, extent func(R) holdfast.Extent, cut func(r R, off, end int64) R) []R {
+	out := make([]R, 0, len(old)+len(fresh))
+	at := int64(0) // up to here out is complete
+	fill := func(to int64) {
+		for len(old) > 0 {
+			e := extent(old[0])
+			if e.Off >= to {
+				break
+			}
+			if off, end := max(at, e.Off), min(to, e.End()); off < end {
+				out = append(out, cut(old[0], off, end))
+			}
+			if e.End() > to {
+				break // the rest of it may come after what lies over it
+			}
+			old = old[1:]
+		}
+		at = to
+	}
+	for _, r := range fresh {
+		e := extent(r)
+		fill(e.Off)
+		out = append(out, r)
+		at = e.End()
+	}
+	fill(size)
+	return out
+}
+
 // SameSet refuses a final manifest that is not of the set that was begun: ID, kind, parent and the disks' ID, Size and
 // Inherit may not have changed, nor the disks' order. It checks the bounds too. The error is Invalid.
 func SameSet(begun, final holdfast.Manifest) error {

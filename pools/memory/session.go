@@ -93,7 +93,7 @@ func (s *session) Commit(ctx context.Context, m holdfast.Manifest) (pools.Receip
 		if d.Inherit {
 			old = s.parent.maps[d.ID]
 		}
-		r.maps[d.ID] = overlay(old, refs, d.Size)
+		r.maps[d.ID] = pools.Overlay(old, refs, d.Size, func(r holdfast.Ref) holdfast.Extent { return r.Extent }, pools.CutRef)
 		m.Stats.Stored += d.Stats.Stored
 	}
 	var err error
@@ -197,29 +197,4 @@ func (w *diskWriter) Close(ctx context.Context) error {
 	defer w.s.pool.unlock()
 	w.closed = true
 	return nil
-}
-
-// overlay returns fresh over old: every byte of [0, size) that fresh does not name is as old has it. Both are ascending.
-func overlay(old, fresh []holdfast.Ref, size int64) []holdfast.Ref {
-	out := make([]holdfast.Ref, 0, len(old)+len(fresh))
-	at := int64(0) // up to here out is complete
-	fill := func(to int64) {
-		for len(old) > 0 && old[0].Off < to {
-			if off, end := max(at, old[0].Off), min(to, old[0].End()); off < end {
-				out = append(out, pools.CutRef(old[0], off, end))
-			}
-			if old[0].End() > to {
-				break // the rest of it may come after what lies over it
-			}
-			old = old[1:]
-		}
-		at = to
-	}
-	for _, r := range fresh {
-		fill(r.Off)
-		out = append(out, r)
-		at = r.End()
-	}
-	fill(size)
-	return out
 }

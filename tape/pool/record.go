@@ -205,31 +205,6 @@ func readManifest(f fsys.FS, name string) (m holdfast.Manifest, err error) {
 	return m, nil
 }
 
-// overlay returns fresh over old: every byte of [0, size) that fresh does not name is as old has it. Both are ascending and name chunks of one list.
-func overlay(old, fresh []ref, size int64) []ref {
-	out := make([]ref, 0, len(old)+len(fresh))
-	at := int64(0) // up to here out is complete
-	fill := func(to int64) {
-		for len(old) > 0 && old[0].Off < to {
-			if off, end := max(at, old[0].Off), min(to, old[0].End()); off < end {
-				out = append(out, cut(old[0], off, end))
-			}
-			if old[0].End() > to {
-				break // the rest of it may come after what lies over it
-			}
-			old = old[1:]
-		}
-		at = to
-	}
-	for _, r := range fresh {
-		fill(r.Off)
-		out = append(out, r)
-		at = r.End()
-	}
-	fill(size)
-	return out
-}
-
 // cut returns the part of a ref between two offsets in it.
 func cut(r ref, off, end int64) ref {
 	c := ref{Extent: holdfast.Extent{Off: off, Len: end - off}, chunk: r.chunk}

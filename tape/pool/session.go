@@ -312,7 +312,7 @@ func (s *session) maps(ctx context.Context, m *holdfast.Manifest) ([][]ref, erro
 				}
 			}
 		}
-		out[i] = overlay(theirs, fresh, d.Size)
+		out[i] = pools.Overlay(theirs, fresh, d.Size, func(r ref) holdfast.Extent { return r.Extent }, cut)
 		for _, r := range out[i] {
 			if r.chunk != noChunk && r.chunk&old != 0 {
 				need[r.chunk&^old] = true
